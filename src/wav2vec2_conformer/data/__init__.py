@@ -1,0 +1,48 @@
+"""Manifests, vocabularies, datasets, batches: from recordings with transcripts to what the model trains on."""
+
+from .augmentation import Augmentation, add_noise, change_speed
+from .batching import LengthBucketSampler
+from .collation import LABEL_PADDING, CTCBatch, CTCCollator, frames_needed
+from .dataset import SkippedItem, SpeechDataset, SpeechItem, normalize_waveform
+from .manifest import ManifestError, Utterance, normalize_text, read_manifest
+from .vocabulary import (
+    PAD_TOKEN,
+    SPECIAL_TOKENS,
+    UNKNOWN_TOKEN,
+    WORD_DELIMITER,
+    TextEncoder,
+    build_processor,
+    build_vocabulary,
+    check_coverage,
+    unknown_characters,
+    write_processor,
+)
+
+__all__ = [
+    "LABEL_PADDING",
+    "PAD_TOKEN",
+    "SPECIAL_TOKENS",
+    "UNKNOWN_TOKEN",
+    "WORD_DELIMITER",
+    "Augmentation",
+    "CTCBatch",
+    "CTCCollator",
+    "LengthBucketSampler",
+    "ManifestError",
+    "SkippedItem",
+    "SpeechDataset",
+    "SpeechItem",
+    "TextEncoder",
+    "Utterance",
+    "add_noise",
+    "build_processor",
+    "build_vocabulary",
+    "change_speed",
+    "check_coverage",
+    "frames_needed",
+    "normalize_text",
+    "normalize_waveform",
+    "read_manifest",
+    "unknown_characters",
+    "write_processor",
+]

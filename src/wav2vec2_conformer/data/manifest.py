@@ -1,0 +1,172 @@
+"""Manifests: one JSON object a line, naming a recording and what is known about it."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..audio import AudioError, audio_duration
+
+# Enough to see a pattern in what is wrong; a thousand more lines of the same would hide it.
+_PROBLEMS_SHOWN = 5
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message names the file, the lines, what is wrong and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One recording of a manifest.
+
+    `duration` is in seconds. `name` is the audio path as it stands in the manifest, for messages.
+    """
+
+    audio: Path
+    text: str | None
+    duration: float
+    speaker: str | None
+    label: str | None
+    name: str
+
+
+class _LineError(Exception):
+    """What is wrong with one line; collected, so that one run shows the problems of the whole file."""
+
+
+def normalize_text(text: str) -> str:
+    """Return `text` in Unicode NFC, with whitespace runs collapsed to one space and stripped at both ends.
+
+    NFC, so that a letter and its accent are one character of a CTC vocabulary, however the transcriber typed them.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def read_manifest(path: str | Path, *, require_text: bool = False) -> list[Utterance]:
+    """Read a JSON Lines manifest (UTF-8) and check all of it, so that a long job does not stop at a late line.
+
+    Fields: `audio` (a path, relative to the manifest's folder or absolute), `duration` in seconds (read from the
+    recording's header where missing), `text`, `speaker`, `label`. Other fields are ignored, and so are blank lines.
+    An empty `text` is a transcript too (a recording without speech); a missing or null one is not.
+
+    Raises:
+        ManifestError: the manifest does not exist or is empty, or lines of it are unusable (the first few are shown
+            with their numbers, and all are counted).
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such manifest; give the path of a JSON Lines file") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot read the manifest ({error.strerror}); give a readable file") from error
+
+    utterances: list[Utterance] = []
+    problems: list[str] = []
+    # Split at b"\n" only: str.splitlines would also cut at U+2028 and the like, which JSON strings may contain.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            utterances.append(_parse_line(line, path.parent, require_text))
+        except _LineError as error:
+            problems.append(f"  line {number}: {error}")
+
+    if problems:
+        shown = "\n".join(problems[:_PROBLEMS_SHOWN])
+        more = len(problems) - _PROBLEMS_SHOWN
+        rest = f"\n  ... and {more} more" if more > 0 else ""
+        total = len(problems) + len(utterances)
+        raise ManifestError(f"{path}: {len(problems)} of {total} lines cannot be used:\n{shown}{rest}")
+    if not utterances:
+        raise ManifestError(f'{path}: the manifest is empty; write one JSON object a line, e.g. {{"audio": "a.wav"}}')
+    return utterances
+
+
+def _parse_line(line: bytes, folder: Path, require_text: bool) -> Utterance:
+    try:
+        fields = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _LineError(f"not UTF-8 (byte {error.start}); convert the manifest to UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _LineError(f"invalid JSON ({error.msg} at column {error.colno}); write one object a line") from None
+    except RecursionError:
+        raise _LineError("invalid JSON (nested too deeply); write one flat object a line") from None
+    if not isinstance(fields, dict):
+        raise _LineError(f'expected a JSON object, got {_kind(fields)}; write {{"audio": "..."}}')
+
+    name = fields.get("audio")
+    if name is None:
+        raise _LineError('no "audio" field; add the path of the recording')
+    if not isinstance(name, str) or not name:
+        raise _LineError(f'"audio" must be a non-empty string, got {_kind(name)}; write the path of the recording')
+    text = _text(fields, require_text)
+    audio = folder / name
+    if not audio.is_file():
+        raise _LineError(f"{name} does not exist in {folder}; paths are relative to the manifest's folder")
+    return Utterance(
+        audio=audio,
+        text=text,
+        duration=_duration(fields, audio, name),
+        speaker=_identifier(fields, "speaker"),
+        label=_identifier(fields, "label"),
+        name=name,
+    )
+
+
+def _text(fields: dict[str, Any], require_text: bool) -> str | None:
+    text = fields.get("text")
+    if text is None:
+        if require_text:
+            raise _LineError('no "text" field; add the transcript or take the line out')
+        return None
+    if not isinstance(text, str):
+        raise _LineError(f'"text" must be a string, got {_kind(text)}; put the transcript in quotes')
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _LineError('"text" contains half of a surrogate pair, which is no character; correct the transcript')
+    return normalize_text(text)
+
+
+def _duration(fields: dict[str, Any], audio: Path, name: str) -> float:
+    duration = fields.get("duration")
+    if duration is None:
+        try:
+            duration = audio_duration(audio)
+        except AudioError as error:
+            raise _LineError(f"{name}: {error.problem}; repair it or take the line out") from None
+        if duration is None:
+            raise _LineError(f'{name} does not say how long it is; add "duration" in seconds')
+    # bool is an int to Python, but `true` is no length of time.
+    if isinstance(duration, bool) or not isinstance(duration, int | float):
+        raise _LineError(f'"duration" must be a number of seconds, got {_kind(duration)}; write e.g. 2.5')
+    try:
+        seconds = float(duration)
+    except OverflowError:
+        seconds = math.inf
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise _LineError(f'"duration" must be above 0 seconds, got {seconds}; correct it or take the field out')
+    return seconds
+
+
+def _identifier(fields: dict[str, Any], key: str) -> str | None:
+    """Speakers and classes are often numbered: an integer is taken as its digits, which loses nothing."""
+    value = fields.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _LineError(f'"{key}" must be a string, got {_kind(value)}; put it in quotes')
+    return str(value)
+
+
+def _kind(value: object) -> str:
+    """Name a JSON value in the words of JSON, short enough for one line."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "an array"
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 40 else shown[:40] + "..."

@@ -1,0 +1,95 @@
+"""Samples, frames and frame masks: the only place with length arithmetic.
+
+B batch, N samples, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .configuration import Wav2Vec2ConformerConfig
+
+__all__ = ["adapter_lengths", "conv_length", "feature_lengths", "frame_mask", "frames_of", "reference_frame_mask"]
+
+Length = TypeVar("Length", int, Tensor)
+
+
+def conv_length(length: Length, kernel: int, stride: int, padding: int = 0) -> Length:
+    """Outputs of an undilated convolution over `length` inputs: floor((length + 2 padding - kernel) / stride) + 1."""
+    outputs = (length + 2 * padding - kernel) // stride + 1
+    if isinstance(outputs, Tensor):
+        return outputs.clamp(min=0)
+    return max(outputs, 0)
+
+
+def feature_lengths(lengths: Length, layers: Iterable[tuple[int, int]]) -> Length:
+    """Frames of the feature encoder for clips of `lengths` samples; 0 where a clip is too short for one frame.
+
+    Args:
+        lengths: samples, an int or an integer tensor of any shape.
+        layers: (kernel, stride) of each convolution, first to last.
+    """
+    for kernel, stride in layers:
+        lengths = conv_length(lengths, kernel, stride)
+    return lengths
+
+
+def adapter_lengths(lengths: Length, config: Wav2Vec2ConformerConfig) -> Length:
+    """Frames after the strided adapter for clips of `lengths` encoder frames; an empty clip stays empty.
+
+    Under `padding="reference"` the lengths are those of transformers 4.34.0, which reckons with a kernel of 1
+    whatever the kernel is.
+    """
+    for _ in range(config.num_adapter_layers):
+        if config.padding == "reference":
+            lengths = (lengths - 1) // config.adapter_stride + 1
+            continue
+        outputs = conv_length(lengths, config.adapter_kernel_size, config.adapter_stride, padding=1)
+        if isinstance(outputs, Tensor):
+            lengths = torch.where(lengths > 0, outputs, 0)
+        else:
+            lengths = outputs if lengths > 0 else lengths
+    return lengths
+
+
+def conv_layers(config: Wav2Vec2ConformerConfig) -> list[tuple[int, int]]:
+    """(kernel, stride) of each convolution of the feature encoder."""
+    return list(zip(config.conv_kernel, config.conv_stride, strict=True))
+
+
+def frames_of(samples: Length, config: Wav2Vec2ConformerConfig, *, add_adapter: bool | None = None) -> Length:
+    """Frames that a head sees for clips of `samples` samples.
+
+    Args:
+        samples: an int or an integer tensor.
+        config: the network's configuration.
+        add_adapter: whether the adapter shortens them; `None` asks `config.add_adapter`.
+    """
+    frames = feature_lengths(samples, conv_layers(config))
+    if config.add_adapter if add_adapter is None else add_adapter:
+        frames = adapter_lengths(frames, config)
+    return frames
+
+
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """(B,) valid frames of each clip -> (B, frames) mask, True = valid."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+def reference_frame_mask(samples: Tensor, config: Wav2Vec2ConformerConfig, frames: int, *, adapter: bool) -> Tensor:
+    """The (B, frames) mask that transformers 4.34.0 builds, for `padding="reference"` only.
+
+    It marks the last valid frame by its index and fills leftwards. Lengths are not clamped there, so a clip too short
+    for one frame indexes from the right end and counts as (nearly) all valid.
+    """
+    lengths = samples
+    for kernel, stride in conv_layers(config):
+        lengths = (lengths - kernel) // stride + 1
+    if adapter:
+        lengths = adapter_lengths(lengths, config)
+    last = lengths - 1
+    return torch.arange(frames, device=samples.device) <= torch.where(last < 0, last + frames, last)[:, None]

@@ -1,0 +1,57 @@
+"""Strided convolutional adapter: fewer, wider frames after the encoder."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..configuration import Wav2Vec2ConformerConfig
+from ..lengths import conv_length, frame_mask
+from .convolution import conv1d_channels_last
+
+# B batch, T frames, D hidden size
+
+__all__ = ["StridedAdapter"]
+
+
+class AdapterLayer(nn.Module):
+    """Strided convolution -> GLU; padding 1 whatever the kernel is, since released weights depend on it."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        width = config.output_hidden_size or config.hidden_size
+        self.conv = nn.Conv1d(width, 2 * width, config.adapter_kernel_size, config.adapter_stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T', D)
+        x = conv1d_channels_last(x, self.conv.weight, self.conv.bias, stride=self.conv.stride[0], padding=1)
+        return F.glu(x, dim=-1)
+
+
+class StridedAdapter(nn.Module):
+    """[Linear -> LayerNorm to `output_hidden_size`] -> layers of strided convolutions."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        self.kernel, self.stride = config.adapter_kernel_size, config.adapter_stride
+        width = config.output_hidden_size or config.hidden_size
+        self.proj = nn.Linear(config.hidden_size, width) if width != config.hidden_size else None
+        self.proj_layer_norm = nn.LayerNorm(width) if width != config.hidden_size else None
+        self.layers = nn.ModuleList(AdapterLayer(config) for _ in range(config.num_adapter_layers))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Shorten.
+
+        Args:
+            x: (B, T, D) hidden states of the encoder.
+            lengths: (B,) valid frames; frames beyond them are zeroed before each layer, as if the clip ended there.
+        """
+        if self.proj is not None and self.proj_layer_norm is not None:
+            x = self.proj_layer_norm(self.proj(x))
+        for layer in self.layers:
+            if lengths is not None:
+                x = x.masked_fill(~frame_mask(lengths, x.shape[1]).unsqueeze(-1), 0)
+                lengths = conv_length(lengths, self.kernel, self.stride, padding=1) * (lengths > 0)
+            x = layer(x)
+        if lengths is not None:
+            x = x.masked_fill(~frame_mask(lengths, x.shape[1]).unsqueeze(-1), 0)
+        return x

@@ -1,0 +1,78 @@
+"""Batch normalisation over the valid frames of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# B batch, T frames, D hidden size
+
+__all__ = ["BatchStatistics", "FrameBatchNorm"]
+
+
+class BatchStatistics(NamedTuple):
+    """Mean and unbiased variance (D,) of a batch, and the number () of valid frames behind them."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+
+class FrameBatchNorm(nn.BatchNorm1d):
+    """BatchNorm on (B, T, D) whose training statistics count valid frames only.
+
+    `forward` (training) returns the batch's statistics instead of storing them, and `commit` stores them. The encoder
+    commits once a step, also where gradient checkpointing runs `forward` twice. Running statistics stay at least
+    float32 whatever the model is cast to, since they are sums over many batches.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Scale and shift (D,) that normalising with the running statistics amounts to."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale.to(dtype), (self.bias - self.running_mean * scale).to(dtype)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, BatchStatistics]:  # type: ignore[override]
+        """Normalise (B, T, D) with the statistics of its frames, or of those where `mask` (B, T) is True."""
+        if mask is None:
+            frames = max(x.shape[0] * x.shape[1], 1)
+            count = torch.full((), float(frames), device=x.device, dtype=self.running_mean.dtype)
+            # Statistics of none are 0; `batch_norm` itself refuses fewer than two frames.
+            out, mean, inverse = torch.native_batch_norm(
+                x.flatten(0, 1), self.weight, self.bias, None, None, True, 0.0, self.eps
+            )
+            variance = inverse.square().reciprocal() - self.eps
+            out = out.view_as(x)
+        else:
+            valid = mask.unsqueeze(-1)
+            wide = x.to(self.running_mean.dtype)
+            count = valid.sum(dtype=wide.dtype).clamp(min=1)
+            mean = torch.where(valid, wide, 0).sum((0, 1)) / count
+            variance = torch.where(valid, wide - mean, 0).square().sum((0, 1)) / count
+            scale = self.weight * torch.rsqrt(variance + self.eps)
+            out = torch.addcmul(self.bias - mean * scale, wide, scale).to(x.dtype)
+        unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
+        return out, BatchStatistics(mean.detach(), unbiased, count)
+
+    @torch.no_grad()
+    def commit(self, statistics: BatchStatistics) -> None:
+        """Move the running statistics towards a batch's; a batch without a valid frame changes nothing."""
+        # A batch with one frame has no variance and one with none has no mean, so neither counts.
+        step = self.momentum * (statistics.count > 1).to(self.running_mean.dtype)
+        self.running_mean.add_((statistics.mean - self.running_mean) * step)
+        self.running_var.add_((statistics.variance - self.running_var) * step)
+        self.num_batches_tracked.add_(1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrameBatchNorm:
+        before = self.running_mean, self.running_var
+        super()._apply(fn, recurse)
+        if self.running_mean.dtype in (torch.float16, torch.bfloat16):
+            self.running_mean, self.running_var = (old.to(self.running_mean.device) for old in before)
+        return self

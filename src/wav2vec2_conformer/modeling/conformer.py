@@ -1,0 +1,188 @@
+"""The conformer: feed-forward halves around attention and convolution (Gulati et al. 2020), and the stack of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from ..configuration import Wav2Vec2ConformerConfig
+from .attention import Positions, SelfAttention
+from .batch_norm import BatchStatistics, FrameBatchNorm
+from .convolution import conv1d_channels_last
+from .positions import build_positions
+from .unused import unused_conv_positions
+
+# B batch, T frames, D hidden size, H heads, L blocks
+
+__all__ = ["ConformerBlock", "ConformerEncoder", "ConvolutionModule", "EncoderOutput", "FeedForward"]
+
+
+class FeedForward(nn.Module):
+    """Linear -> activation -> dropout -> Linear -> dropout."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.intermediate_dropout = nn.Dropout(config.activation_dropout)
+        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output_dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+        x = self.intermediate_dropout(self.activation(self.intermediate_dense(x)))
+        return cast(Tensor, self.output_dropout(self.output_dense(x)))
+
+
+class ConvolutionModule(nn.Module):
+    """LayerNorm -> pointwise -> GLU -> depthwise -> BatchNorm -> activation -> pointwise -> dropout; no biases."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        width, kernel = config.hidden_size, config.conv_depthwise_kernel_size
+        self.layer_norm = nn.LayerNorm(width)
+        # Checkpoints hold the pointwise layers as convolutions of kernel 1; `forward` runs them as linear layers.
+        self.pointwise_conv1 = nn.Conv1d(width, 2 * width, 1, bias=False)
+        self.depthwise_conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
+        self.batch_norm = FrameBatchNorm(width)
+        self.activation = ACT2FN[config.hidden_act]
+        self.pointwise_conv2 = nn.Conv1d(width, width, 1, bias=False)
+        self.dropout = nn.Dropout(config.conformer_conv_dropout)
+
+    def forward(self, x: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, BatchStatistics | None]:
+        """(B, T, D) -> (B, T, D) and, in training, the batch's statistics, which the encoder commits."""
+        x = self.layer_norm(x)
+        if frame_mask is not None:
+            # The norm's bias makes padded frames non-zero, and the depthwise convolution would carry them into the
+            # last valid frames; beyond the end of a clip alone there are zeros.
+            x = x.masked_fill(~frame_mask.unsqueeze(-1), 0)
+        x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)), dim=-1)  # (B, T, D)
+        kernel = self.depthwise_conv.weight
+        statistics: BatchStatistics | None = None
+        if self.batch_norm.training:
+            x = self._depthwise(x, kernel)
+            x, statistics = self.batch_norm(x, frame_mask)
+        else:
+            scale, shift = self.batch_norm.folded(x.dtype)  # running statistics: an affine map, folded into the kernel
+            x = self._depthwise(x, kernel * scale[:, None, None], shift)
+        x = F.linear(self.activation(x), self.pointwise_conv2.weight.squeeze(-1))
+        return self.dropout(x), statistics
+
+    def _depthwise(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        return conv1d_channels_last(x, kernel, bias, padding=kernel.shape[2] // 2, groups=kernel.shape[0])
+
+
+class ConformerBlock(nn.Module):
+    """Half a feed-forward, attention, convolution, half a feed-forward, LayerNorm."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        self.ffn1_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.ffn1 = FeedForward(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.self_attn = SelfAttention(config)
+        self.self_attn_dropout = nn.Dropout(config.attention_dropout)
+        self.conv_module = ConvolutionModule(config)
+        self.ffn2_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.ffn2 = FeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Positions,
+        key_mask: Tensor | None = None,
+        conv_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None, BatchStatistics | None]:
+        """(B, T, D) -> (B, T, D), attention weights if asked for, and the convolution's batch statistics."""
+        x = torch.add(x, self.ffn1(self.ffn1_layer_norm(x)), alpha=0.5)
+        attended, weights = self.self_attn(
+            self.self_attn_layer_norm(x), positions, key_mask, output_attentions=output_attentions
+        )
+        x = x + self.self_attn_dropout(attended)
+        convolved, statistics = self.conv_module(x, conv_mask)
+        x = x + convolved
+        x = torch.add(x, self.ffn2(self.ffn2_layer_norm(x)), alpha=0.5)
+        return self.final_layer_norm(x), weights, statistics
+
+
+class EncoderOutput(NamedTuple):
+    """(B, T, D) last hidden state; L+1 hidden states and L attentions where they were asked for."""
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor | None, ...] | None
+
+
+class ConformerEncoder(nn.Module):
+    """Dropout -> L conformer blocks -> LayerNorm."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_positions = build_positions(config)
+        self.pos_conv_embed = unused_conv_positions(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        frame_mask: Tensor | None = None,
+        *,
+        dropped_layers: Sequence[bool] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Run the blocks.
+
+        Args:
+            x: (B, T, D) projected (and masked) features.
+            frame_mask: (B, T), True = valid.
+            dropped_layers: L decisions of LayerDrop, True = skip the block.
+            output_attentions: whether to return the attention weights; a skipped block has None.
+            output_hidden_states: whether to return the states entering block 1 and leaving each block, the last one
+                after the final LayerNorm.
+        """
+        padded = None if frame_mask is None else ~frame_mask.unsqueeze(-1)
+        if padded is not None:
+            x = x.masked_fill(padded, 0)
+        # Only the key mask is in the reference; zeros in the convolution module and after the last norm are ours.
+        invariant = self.config.padding == "invariant"
+        conv_mask = frame_mask if invariant else None
+        x = self.dropout(x)
+        positions = None if self.embed_positions is None else self.embed_positions(x)
+        states, attentions = [x], []
+        for index, block in enumerate(self.layers):
+            weights = None
+            dropped = dropped_layers is not None and dropped_layers[index]
+            if not dropped and x.shape[1] > 0:  # clips too short for one frame pass through
+                x, weights, statistics = self._run(block, x, positions, frame_mask, conv_mask, output_attentions)
+                if statistics is not None:
+                    block.conv_module.batch_norm.commit(statistics)
+            states.append(x)
+            attentions.append(weights)
+        x = self.layer_norm(x)
+        states[-1] = x
+        if padded is not None and invariant:
+            x = x.masked_fill(padded, 0)
+            states = [state.masked_fill(padded, 0) for state in states] if output_hidden_states else states
+        return EncoderOutput(
+            x, tuple(states) if output_hidden_states else None, tuple(attentions) if output_attentions else None
+        )
+
+    def _run(
+        self, block: nn.Module, *args: object
+    ) -> tuple[Tensor, Tensor | None, BatchStatistics | None]:
+        if self.gradient_checkpointing and self.training:
+            result = self._gradient_checkpointing_func(block.__call__, *args)  # set by transformers
+        else:
+            result = block(*args)
+        return cast(tuple[Tensor, Tensor | None, BatchStatistics | None], result)

@@ -1,0 +1,103 @@
+"""Waveform -> features: strided convolutions, one frame per 320 samples in the released models."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from ..configuration import Wav2Vec2ConformerConfig
+from ..lengths import conv_length, frame_mask
+from .convolution import conv1d_channels_last
+
+# B batch, N samples, T frames, C conv channels, D hidden size
+
+__all__ = ["FeatureEncoder", "FeatureProjection"]
+
+
+class TimeGroupNorm(nn.GroupNorm):
+    """GroupNorm with one channel a group, on (B, T, C): each channel is normalised over a clip's valid frames."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(num_groups=channels, num_channels=channels, affine=True)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, T, C), (B, T)
+        if mask is None:
+            variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        else:
+            valid = mask.unsqueeze(-1)
+            count = valid.sum(dim=1, keepdim=True).clamp(min=1)
+            # `where` and not a product: whatever stands in the padding, even inf, must not reach the sums.
+            mean = torch.where(valid, x, 0).sum(dim=1, keepdim=True) / count
+            variance = torch.where(valid, x - mean, 0).square().sum(dim=1, keepdim=True) / count
+        scale = self.weight * torch.rsqrt(variance + self.eps)  # (B, 1, C)
+        return torch.addcmul(self.bias - mean * scale, x, scale)
+
+
+class ConvLayer(nn.Module):
+    """Strided convolution -> norm (if any) -> activation, on (B, T, C)."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig, index: int) -> None:
+        super().__init__()
+        inputs = config.conv_dim[index - 1] if index else 1
+        outputs = config.conv_dim[index]
+        self.kernel, self.stride = config.conv_kernel[index], config.conv_stride[index]
+        self.conv = nn.Conv1d(inputs, outputs, self.kernel, self.stride, bias=config.conv_bias)
+        self.layer_norm: nn.Module | None = None
+        if config.feat_extract_norm == "layer":
+            self.layer_norm = nn.LayerNorm(outputs)
+        elif index == 0:
+            self.layer_norm = TimeGroupNorm(outputs)
+        self.activation = ACT2FN[config.feat_extract_activation]
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # (B, T_in, C_in) -> (B, T, C)
+        x = conv1d_channels_last(x, self.conv.weight, self.conv.bias, stride=self.stride)
+        if isinstance(self.layer_norm, TimeGroupNorm):
+            mask = None
+            if lengths is not None:
+                mask = frame_mask(conv_length(lengths, self.kernel, self.stride), x.shape[1])
+            x = self.layer_norm(x, mask)
+        elif self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return cast(Tensor, self.activation(x))
+
+
+class FeatureEncoder(nn.Module):
+    """(B, N) waveforms -> (B, T, C) features; T is 0 for clips shorter than the receptive field."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        self.conv_layers = nn.ModuleList(ConvLayer(config, i) for i in range(config.num_feat_extract_layers))
+
+    def _freeze_parameters(self) -> None:
+        """Exclude the encoder from training."""
+        self.requires_grad_(False)
+
+    def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encode waveforms.
+
+        Args:
+            input_values: (B, N) samples.
+            lengths: (B,) real samples of each clip, so that statistics over time (feat_extract_norm="group") leave the
+                padding out; `None`: every sample is real.
+        """
+        x = input_values.unsqueeze(-1)  # (B, N, 1)
+        for index, layer in enumerate(self.conv_layers):
+            x = layer(x, lengths if index == 0 else None)
+        return x
+
+
+class FeatureProjection(nn.Module):
+    """(B, T, C) features -> (B, T, D) hidden states, and the normed features, which the quantizer reads."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.dropout = nn.Dropout(config.feat_proj_dropout)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self.layer_norm(features)
+        return self.dropout(self.projection(normed)), normed

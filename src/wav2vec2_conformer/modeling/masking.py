@@ -1,0 +1,52 @@
+"""Random spans for SpecAugment: vectorised, on the tensor's device, without a host synchronisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# B batch, T positions (frames, or feature channels)
+
+__all__ = ["sample_spans"]
+
+
+def sample_spans(
+    lengths: Tensor,
+    size: int,
+    *,
+    probability: float,
+    span: int,
+    min_spans: int = 0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw masked spans, distributed as in the references (SpecAugment, Park et al. 2019).
+
+    Each row gets floor(probability * length / span + u) spans, u uniform in [0, 1) and common to the batch, at least
+    `min_spans`, at most size / span, with distinct starts drawn uniformly; spans may overlap and always lie wholly
+    inside the row's valid positions. A row shorter than a span gets none.
+
+    Args:
+        lengths: (B,) valid positions of each row.
+        size: T.
+        probability: share of positions covered, counted before overlap.
+        span: positions of one span.
+        min_spans: least number of spans.
+        generator: where the randomness comes from; `None`: torch's default generator.
+
+    Returns:
+        (B, T) bool, True = masked.
+    """
+    device, rows = lengths.device, lengths.shape[0]
+    rounding = torch.rand((), generator=generator, device=device)
+    counts = (probability * lengths / span + rounding).floor().long().clamp(min=min_spans, max=size // span)
+    starts = (lengths - span + 1).clamp(min=0)  # (B,) how many places a span can start at
+    counts = torch.minimum(counts, starts)
+    # The places with the `count` highest random scores are a draw without replacement.
+    scores = torch.rand((rows, size), generator=generator, device=device)
+    scores = scores.masked_fill(torch.arange(size, device=device) >= starts[:, None], -1)
+    order = scores.argsort(dim=1, descending=True)
+    chosen = torch.arange(size, device=device) < counts[:, None]  # (B, T) in order of score
+    begins = torch.zeros((rows, size), dtype=torch.long, device=device).scatter(1, order, chosen.long())
+    begun = begins.cumsum(1)
+    ended = torch.nn.functional.pad(begun, (span, 0))[:, :size]
+    return begun > ended

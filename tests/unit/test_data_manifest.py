@@ -1,0 +1,128 @@
+"""Manifests: what is read, and that what is wrong is named with its file, its line and a remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from wav2vec2_conformer.data import ManifestError, read_manifest
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000, dtype=np.float32), 16000)
+    return tmp_path
+
+
+def write(folder: Path, *lines: str | bytes | dict[str, object]) -> Path:
+    path = folder / "train.jsonl"
+    encoded = [json.dumps(line) if isinstance(line, dict) else line for line in lines]
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in encoded))
+    return path
+
+
+def test_reads_every_field(folder: Path) -> None:
+    path = write(
+        folder, {"audio": "a.wav", "text": "HI", "duration": 2, "speaker": "s", "label": "yes", "age": 6, "text2": []}
+    )
+    (utterance,) = read_manifest(path, require_text=True)
+    assert utterance.audio == folder / "a.wav"
+    assert (utterance.text, utterance.duration, utterance.speaker, utterance.label, utterance.name) == (
+        "HI",
+        2.0,
+        "s",
+        "yes",
+        "a.wav",
+    )
+
+
+def test_duration_comes_from_the_header_where_missing(folder: Path) -> None:
+    (utterance,) = read_manifest(write(folder, {"audio": "a.wav"}))
+    assert utterance.duration == pytest.approx(0.5)
+    assert utterance.text is None
+    assert utterance.speaker is None
+
+
+def test_absolute_paths_and_numbered_speakers(folder: Path) -> None:
+    path = write(folder, {"audio": str(folder / "a.wav"), "duration": 1.0, "speaker": 1088})
+    (utterance,) = read_manifest(str(path))
+    assert utterance.audio == folder / "a.wav"
+    assert utterance.speaker == "1088"
+
+
+def test_text_is_nfc_with_single_spaces(folder: Path) -> None:
+    (utterance,) = read_manifest(write(folder, {"audio": "a.wav", "duration": 1, "text": " CAFE\u0301 \t\n NOIR "}))
+    assert utterance.text == "CAF\u00c9 NOIR"
+
+
+def test_blank_lines_byte_order_mark_crlf_and_unicode_separators(folder: Path) -> None:
+    line = '{"audio": "a.wav", "duration": 1, "text": "A\u2028B"}'
+    path = write(folder, b"\xef\xbb\xbf" + line.encode() + b"\r", "", "  \r", line)
+    assert [utterance.text for utterance in read_manifest(path)] == ["A B", "A B"]
+
+
+def test_empty_text_is_a_transcript(folder: Path) -> None:
+    (utterance,) = read_manifest(write(folder, {"audio": "a.wav", "duration": 1, "text": ""}), require_text=True)
+    assert utterance.text == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('{"audio": "a.wav"', "invalid JSON"),
+        ('["a.wav"]', "expected a JSON object, got an array"),
+        (b'{"audio": "a.wav", "text": "\xe9"}', "not UTF-8"),
+        ({"text": "A"}, 'no "audio" field'),
+        ({"audio": 3, "text": "A"}, '"audio" must be a non-empty string, got 3'),
+        ({"audio": "a.wav", "duration": 1}, 'no "text" field'),
+        ({"audio": "a.wav", "duration": 1, "text": None}, 'no "text" field'),
+        ({"audio": "a.wav", "duration": 1, "text": ["A"]}, '"text" must be a string, got an array'),
+        ('{"audio": "a.wav", "duration": 1, "text": "\\ud800"}', "surrogate"),
+        ({"audio": "a.wav", "text": "A", "duration": "1"}, '"duration" must be a number of seconds, got "1"'),
+        ({"audio": "a.wav", "text": "A", "duration": True}, '"duration" must be a number of seconds, got true'),
+        ({"audio": "a.wav", "text": "A", "duration": 0}, '"duration" must be above 0 seconds'),
+        ('{"audio": "a.wav", "text": "A", "duration": NaN}', '"duration" must be above 0 seconds'),
+        ('{"audio": "a.wav", "text": "A", "duration": 1' + "0" * 400 + "}", '"duration" must be above 0 seconds'),
+        ({"audio": "a.wav", "text": "A", "duration": 1, "speaker": 1.5}, '"speaker" must be a string'),
+        ({"audio": "missing.wav", "text": "A", "duration": 1}, "missing.wav does not exist in"),
+        ({"audio": ".", "text": "A", "duration": 1}, "does not exist in"),
+    ],
+)
+def test_names_file_line_and_problem(folder: Path, line: str | bytes | dict[str, object], what: str) -> None:
+    path = write(folder, {"audio": "a.wav", "text": "A", "duration": 1}, line)
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path, require_text=True)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "1 of 2 lines" in message
+    assert f"line 2: {what}" in message or ("line 2:" in message and what in message)
+
+
+def test_unreadable_header_is_named(folder: Path) -> None:
+    (folder / "broken.wav").write_bytes(b"no audio")
+    with pytest.raises(ManifestError, match=r"line 1: broken\.wav"):
+        read_manifest(write(folder, {"audio": "broken.wav"}))
+
+
+def test_all_problems_are_counted_and_the_first_shown(folder: Path) -> None:
+    path = write(folder, *({"audio": f"{i}.wav", "duration": 1} for i in range(9)))
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    message = str(caught.value)
+    assert "9 of 9 lines" in message
+    assert "4.wav" in message
+    assert "5.wav" not in message
+    assert "... and 4 more" in message
+
+
+def test_missing_and_empty_manifests(folder: Path) -> None:
+    with pytest.raises(ManifestError, match="no such manifest"):
+        read_manifest(folder / "none.jsonl")
+    with pytest.raises(ManifestError, match="is empty"):
+        read_manifest(write(folder, "", ""))
+    with pytest.raises(ManifestError, match="cannot read the manifest"):
+        read_manifest(folder)
