@@ -110,8 +110,8 @@ def audio_duration(source: AudioSource) -> float | None:
             if sound is not None:
                 with sound.file as file:
                     return float(file.frames / file.samplerate * layout.promised_per_present)
-            with _open_ffmpeg(handle, name) as container:
-                return _ffmpeg_promise(container, container.streams.audio[0], handle)
+            with _open_ffmpeg(handle, name) as (container, _):
+                return _ffmpeg_promise(container, handle)
     finally:
         if start is not None:
             cast(BinaryIO, source).seek(start)
@@ -222,8 +222,10 @@ def _opened(source: AudioSource) -> Iterator[tuple[BinaryIO, str]]:
                 raise AudioError(
                     name, f"must be a path, bytes or binary stream, got {got}; prepare_waveform takes arrays"
                 )
+            if not isinstance(handle.read(0), bytes):
+                raise AudioError(name, "must be a binary stream, got one that reads text; open it in mode 'rb'")
             if not _seekable(handle) or handle.tell() != 0:  # a pipe, or a stream whose audio starts further on
-                handle = _spooled(handle, name, stack)
+                handle = _spooled(handle, stack)
             if handle.seek(0, os.SEEK_END) == 0:
                 raise AudioError(name, "is empty (0 bytes)")
             handle.seek(0)
@@ -247,31 +249,37 @@ def _open_path(name: str) -> BinaryIO:
         raise AudioError(name, f"is not a file name ({error})") from error
 
 
-def _spooled(stream: BinaryIO, name: str, stack: contextlib.ExitStack) -> BinaryIO:
+def _spooled(stream: BinaryIO, stack: contextlib.ExitStack) -> BinaryIO:
     spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 (the stack closes it)
     stack.enter_context(spool)
     while chunk := stream.read(1 << 16):
-        if not isinstance(chunk, bytes):
-            raise AudioError(name, f"must be a binary stream, but reads {type(chunk).__name__}; open it in mode 'rb'")
         spool.write(chunk)
     return cast(BinaryIO, spool)
 
 
 class _Relay:
-    """A file for libsndfile's callbacks, where an exception would be printed and lost: it is kept and raised later."""
+    """A file for the decoders' callbacks: an exception there ends the file and is kept for `reraise`.
+
+    libsndfile's callbacks would print it and go on, FFmpeg's mov reader would ask again for ever.
+    """
 
     def __init__(self, handle: BinaryIO) -> None:
         self._handle = handle
         self._error: BaseException | None = None
 
-    def readinto(self, buffer: Any) -> int:
+    def read(self, size: int) -> bytes:
+        if self._error is not None:
+            return b""
         try:
-            data = self._handle.read(len(buffer))
-            buffer[: len(data)] = data
-            return len(data)
-        except BaseException as error:  # KeyboardInterrupt too; raised in `reraise`
+            return self._handle.read(size)
+        except BaseException as error:  # KeyboardInterrupt too
             self._error = error
-            return 0
+            return b""
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._handle.seek(offset, whence)
@@ -439,74 +447,100 @@ def _decode_soundfile(sound: _Sound, name: str) -> Iterator[tuple[Waveform, int]
     _check_complete(name, promised, got / file.samplerate, _EXACT_SLACK)
 
 
-def _open_ffmpeg(handle: BinaryIO, name: str) -> av.container.InputContainer:
+@contextlib.contextmanager
+def _open_ffmpeg(handle: BinaryIO, name: str) -> Iterator[tuple[av.container.InputContainer, _Relay]]:
+    relay = _Relay(handle)
     handle.seek(0)
     try:
-        container = av.open(handle, mode="r", container_options=_FFMPEG_OPTIONS, metadata_errors="ignore")
+        container = av.open(relay, mode="r", container_options=_FFMPEG_OPTIONS, metadata_errors="ignore")
     except av.FFmpegError as error:
+        relay.reraise()
         problem = f"is not audio that can be decoded ({error.strerror or error})"
         raise AudioError(name, f"{problem}; expected wav, flac, mp3, ogg/opus, m4a or webm") from error
-    if not container.streams.audio:
-        found = container.format.name
-        container.close()
-        raise AudioError(name, f"is not audio that can be decoded ({found} without an audio track)")
-    return container
+    with container:
+        relay.reraise()
+        if not container.streams.audio:
+            problem = f"is not audio that can be decoded ({container.format.name} without an audio track)"
+            raise AudioError(name, problem)
+        yield container, relay
 
 
-def _ffmpeg_promise(container: av.container.InputContainer, stream: av.AudioStream, handle: BinaryIO) -> float | None:
+def _ffmpeg_promise(container: av.container.InputContainer, handle: BinaryIO) -> float | None:
     """Seconds that the header itself states; FFmpeg also reports guesses from the bit rate, which are left out."""
-    kind = container.format.name
+    kind, stream = container.format.name, container.streams.audio[0]
     if kind in _TIMED_BY_HEADER and stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base) or None
-    position = handle.tell()
+    position = handle.tell()  # FFmpeg's, which goes on reading from there
+    try:
+        if kind == "mp3":
+            return _xing_seconds(handle, stream.rate)
+        if kind == "matroska,webm" and len(container.streams) == 1 and container.duration:  # a film's may be longer
+            info = _bytes_at(handle, 0, 1 << 14).split(b"\x1f\x43\xb6\x75")[0]  # up to the first cluster of sound
+            stated = b"\x44\x89\x84" in info or b"\x44\x89\x88" in info  # the Duration element, 4 or 8 bytes
+            return container.duration / 1e6 if stated else None
+        return None
+    finally:
+        handle.seek(position)
+
+
+def _xing_seconds(handle: BinaryIO, rate: int) -> float | None:
+    """An mp3's length from the Xing or Info frame that its encoder may have put first."""
     head = _bytes_at(handle, 0, 10)
-    stated = False
-    if kind == "mp3":
-        tag = 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))  # ID3v2's size
-        frame = _bytes_at(handle, tag if head[:3] == b"ID3" else 0, 256)
-        stated = any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))
-    elif kind == "matroska,webm" and len(container.streams) == 1:  # with video it is the longer track's length
-        info = _bytes_at(handle, 0, 1 << 14).split(b"\x1f\x43\xb6\x75")[0]  # up to the first cluster of sound
-        stated = b"\x44\x89\x84" in info or b"\x44\x89\x88" in info  # the Duration element, 4 or 8 bytes
-    handle.seek(position)
-    return container.duration / 1e6 if stated and container.duration else None
+    tag = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))  # ID3v2's own size
+    frame = _bytes_at(handle, tag if head[:3] == b"ID3" else 0, 200)
+    mark = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if mark < 2 or len(frame) < mark + 144 or not frame[mark + 7] & 1 or rate <= 0:
+        return None
+    (frames,) = struct.unpack_from(">I", frame, mark + 8)
+    samples = frames * (1152 if frame[1] & 0x18 == 0x18 else 576)  # MPEG 1; MPEG 2 and 2.5 have half frames
+    if frame[mark + 7] & 15 == 15 and frame[mark + 120 : mark + 124] in (b"LAME", b"Lavc", b"Lavf"):
+        trim = int.from_bytes(frame[mark + 141 : mark + 144], "big")  # 12 bits of delay, 12 of padding
+        samples -= (trim >> 12) + (trim & 0xFFF)
+    return max(0, samples) / rate
+
+
+def _ffmpeg_frames(
+    container: av.container.InputContainer, relay: _Relay
+) -> Iterator[tuple[list[av.AudioFrame], Exception | None]]:
+    packets = container.demux(container.streams.audio[0])
+    while True:
+        frames, failure = [], None
+        try:
+            packet = next(packets, None)  # after an error of the demuxer's own this ends
+            if packet is None:
+                return
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            failure = error
+        relay.reraise()
+        yield frames, failure
 
 
 def _decode_ffmpeg(handle: BinaryIO, name: str) -> Iterator[tuple[Waveform, int]]:
-    with _open_ffmpeg(handle, name) as container:
+    with _open_ffmpeg(handle, name) as (container, relay):
         stream = container.streams.audio[0]
-        promised = _ffmpeg_promise(container, stream, handle)
+        promised = _ffmpeg_promise(container, handle)
         start = float((stream.start_time or 0) * (stream.time_base or 0))
         rate, seconds, reached = SAMPLE_RATE, 0.0, 0.0
         failure: Exception | None = None
-        for packet in _packets(container, stream, name):
-            try:
-                frames = packet.decode()
-            except av.FFmpegError as error:
-                failure = error
-                continue
+        for frames, error in _ffmpeg_frames(container, relay):
             for frame in frames:
                 if failure is not None and seconds > 0:
                     raise AudioError(name, f"is damaged after {seconds:.1f} s ({failure}); {_AGAIN}") from failure
                 rate, failure = frame.sample_rate, None  # what fails before the first sound is a stream joined midway
-                _check_format(name, rate, frame.layout.nb_channels)
+                channels = frame.layout.nb_channels
+                _check_format(name, rate, channels)
                 samples = frame.to_ndarray()  # planar (C, N); packed (1, N * C)
-                planes = samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T
-                yield _mono(planes, name), rate
-                seconds += planes.shape[1] / rate
+                yield _mono(samples if frame.format.is_planar else samples.reshape(-1, channels).T, name), rate
+                seconds += frame.samples / rate
                 # Pauses are gaps between timestamps, not missing sound, so progress is measured on the clock too.
-                reached = max(seconds, (frame.time or 0.0) - start + planes.shape[1] / rate)
-        if promised is not None:
-            _check_complete(name, promised, reached, 0.1 + _CODEC_SLACK / rate)
+                reached = max(reached, seconds, (frame.time or 0.0) - start + frame.samples / rate)
+            failure = error or failure
         if failure is not None and seconds == 0:
             raise AudioError(name, f"is not audio that can be decoded ({failure})") from failure
+        if promised is not None:
+            _check_complete(name, promised, reached, 0.1 + _CODEC_SLACK / rate)
         # After the last frame of an mp3 come tags and padding of many kinds; elsewhere half a frame means a cut.
         if failure is not None and container.format.name != "mp3":
-            raise AudioError(name, f"is truncated: its last packet is cut after {seconds:.1f} s; {_AGAIN}") from failure
-
-
-def _packets(container: av.container.InputContainer, stream: av.AudioStream, name: str) -> Iterator[Any]:
-    try:
-        yield from container.demux(stream)
-    except av.FFmpegError as error:
-        raise AudioError(name, f"is damaged ({error.strerror or error}); {_AGAIN}") from error
+            problem = f"is truncated or damaged: it cannot be decoded past {seconds:.1f} s"
+            raise AudioError(name, f"{problem} ({failure}); {_AGAIN}") from failure

@@ -1,0 +1,41 @@
+"""The command `wav2vec2-conformer`: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from . import train, transcribe
+
+__all__ = ["main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="wav2vec2-conformer",
+        description="Speech models of the Wav2Vec2-Conformer family: transcribe recordings, train on your own.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (transcribe, train):
+        command.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    # transformers' own bars and notes would stand between ours
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        return int(options.run(options))
+    except (ValueError, OSError) as error:
+        print(f"wav2vec2-conformer: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("wav2vec2-conformer: interrupted", file=sys.stderr)
+        return 130

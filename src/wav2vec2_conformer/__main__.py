@@ -1,0 +1,7 @@
+"""`python -m wav2vec2_conformer`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
