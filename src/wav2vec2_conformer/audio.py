@@ -496,7 +496,7 @@ def _xing_seconds(handle: BinaryIO, rate: int) -> float | None:
     if frame[mark + 7] & 15 == 15 and frame[mark + 120 : mark + 124] in (b"LAME", b"Lavc", b"Lavf"):
         trim = int.from_bytes(frame[mark + 141 : mark + 144], "big")  # 12 bits of delay, 12 of padding
         samples -= (trim >> 12) + (trim & 0xFFF)
-    return max(0, samples) / rate
+    return float(max(0, samples) / rate)
 
 
 def _ffmpeg_frames(

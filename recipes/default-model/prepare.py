@@ -1,0 +1,137 @@
+"""Manifests and synthetic speech for the default model.
+
+    python recipes/default-model/prepare.py --data ../shared/data --output runs/default/data
+
+writes one manifest a corpus and role:
+
+* `an4-train`, `an4-dev` (speakers sorted()[4::16], which choose the best model), `an4-held-out` (sorted()[::8]);
+* `digits-train`, `digits-held-out` (speaker fsdd-theo);
+* `speechocean762-train`, `librispeech-short` (sentences of up to 9 s);
+* `synthetic-train`: digits, letters, numbers, dates and commands spoken by espeak-ng in many voices.
+
+Speakers of dev and held-out manifests are in no train manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+DIGITS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
+TEENS = "TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN EIGHTEEN NINETEEN".split()
+TENS = "TWENTY THIRTY FORTY FIFTY SIXTY SEVENTY EIGHTY NINETY".split()
+MONTHS = (
+    "JANUARY FEBRUARY MARCH APRIL MAY JUNE JULY AUGUST SEPTEMBER OCTOBER NOVEMBER DECEMBER".split()
+)
+ORDINALS = (
+    "FIRST SECOND THIRD FOURTH FIFTH SIXTH SEVENTH EIGHTH NINTH TENTH ELEVENTH TWELFTH THIRTEENTH FOURTEENTH "
+    "FIFTEENTH SIXTEENTH SEVENTEENTH EIGHTEENTH NINETEENTH TWENTIETH"
+).split()
+COMMANDS = (
+    "YES NO STOP GO START HELP ENTER ERASE REPEAT RUBOUT QUIT CANCEL UP DOWN LEFT RIGHT ON OFF OPEN CLOSE PLAY PAUSE "
+    "NEXT BACK SAVE DELETE CALL COPY PRINT SEND"
+).split()
+PHRASES = ["TURN ON", "TURN OFF", "TURN LEFT", "TURN RIGHT", "GO BACK", "GO HOME", "STOP NOW", "VOLUME UP", "VOLUME DOWN"]
+LETTERS = [chr(code) for code in range(ord("A"), ord("Z") + 1)]
+VOICES = ["en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
+VARIANTS = ["m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5"]
+# The sample in examples/ says this; no training text may.
+SAMPLE_TEXT = "ENTER SEVEN FOUR ONE NINE"
+
+
+def number(rng: random.Random) -> str:
+    """A number below a thousand, in words."""
+    tens = rng.choice(TENS)
+    small = rng.choice([rng.choice(DIGITS[1:]), rng.choice(TEENS), tens, f"{tens} {rng.choice(DIGITS[1:])}"])
+    return f"{rng.choice(DIGITS[1:])} HUNDRED {small}" if rng.random() < 0.15 else small
+
+
+def phrase(rng: random.Random) -> str:
+    """Something a person might say to a machine."""
+    digits = " ".join(rng.choice(DIGITS) for _ in range(rng.randint(1, 6)))
+    letters = " ".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 6)))
+    date = f"{rng.choice(MONTHS)} {rng.choice(ORDINALS)} NINETEEN {rng.choice(TENS)} {rng.choice(DIGITS[1:])}"
+    command = rng.choice(COMMANDS)
+    return rng.choice(
+        [
+            digits,
+            letters,
+            letters,
+            number(rng),
+            f"{number(rng)} {number(rng)}",
+            date,
+            command,
+            rng.choice(PHRASES),
+            f"{command} {rng.choice([digits, number(rng), letters])}",
+        ]
+    )
+
+
+def speak(text: str, path: Path, rng: random.Random) -> str:
+    """Let espeak-ng say a text; the voice it used. A lone capital is said as the letter's name."""
+    voice = f"{rng.choice(VOICES)}+{rng.choice(VARIANTS)}"
+    spoken = " ".join(f"{word}," if len(word) == 1 else word.lower() for word in text.split())
+    options = ["-s", str(rng.randint(110, 190)), "-p", str(rng.randint(25, 75))]
+    subprocess.run(["espeak-ng", "-v", voice, *options, "-w", str(path), spoken], check=True)
+    return voice
+
+
+def synthesise(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` synthetic utterances as manifest lines."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    while len(lines) < count:
+        text = phrase(rng)
+        if text == SAMPLE_TEXT:
+            continue
+        path = folder / f"{len(lines):05}.wav"
+        voice = speak(text, path, rng)
+        lines.append({"audio": str(path.resolve()), "text": text, "speaker": f"espeak-{voice}"})
+    return lines
+
+
+def read(data: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a manifest with absolute audio paths."""
+    lines = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+    return [{**line, "audio": str((data / line["audio"]).resolve())} for line in lines]
+
+
+def main() -> None:
+    """Write all manifests."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--synthetic", type=int, default=1600, help="synthetic utterances (%(default)s)")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    an4, digits = read(options.data, "an4-train"), read(options.data, "digits-train")
+    speakers = sorted({line["speaker"] for line in an4})
+    held_out, dev = set(speakers[::8]), set(speakers[4::16])
+    manifests = {
+        "an4-train": [line for line in an4 if line["speaker"] not in held_out | dev],
+        "an4-dev": [line for line in an4 if line["speaker"] in dev],
+        "an4-held-out": [line for line in an4 if line["speaker"] in held_out],
+        "digits-train": [line for line in digits if line["speaker"] != "fsdd-theo"],
+        "digits-held-out": [line for line in digits if line["speaker"] == "fsdd-theo"],
+        "speechocean762-train": [
+            line for line in read(options.data, "speechocean762-train") if line["duration"] <= 9
+        ],
+        "librispeech-short": [line for line in read(options.data, "librispeech-train") if line["duration"] <= 9],
+        "librispeech-dev": read(options.data, "librispeech-dev"),
+        "synthetic-train": synthesise(options.output / "synthetic", options.synthetic, seed=1),
+    }
+    for name, lines in manifests.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (options.output / f"{name}.jsonl").write_text(text)
+        hours = sum(line.get("duration", 0.0) for line in lines) / 3600
+        print(f"{name}: {len(lines)} utterances, {hours:.2f} h")
+
+
+if __name__ == "__main__":
+    main()
