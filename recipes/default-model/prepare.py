@@ -24,9 +24,7 @@ from typing import Any
 DIGITS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
 TEENS = "TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN EIGHTEEN NINETEEN".split()
 TENS = "TWENTY THIRTY FORTY FIFTY SIXTY SEVENTY EIGHTY NINETY".split()
-MONTHS = (
-    "JANUARY FEBRUARY MARCH APRIL MAY JUNE JULY AUGUST SEPTEMBER OCTOBER NOVEMBER DECEMBER".split()
-)
+MONTHS = "JANUARY FEBRUARY MARCH APRIL MAY JUNE JULY AUGUST SEPTEMBER OCTOBER NOVEMBER DECEMBER".split()
 ORDINALS = (
     "FIRST SECOND THIRD FOURTH FIFTH SIXTH SEVENTH EIGHTH NINTH TENTH ELEVENTH TWELFTH THIRTEENTH FOURTEENTH "
     "FIFTEENTH SIXTEENTH SEVENTEENTH EIGHTEENTH NINETEENTH TWENTIETH"
@@ -35,7 +33,17 @@ COMMANDS = (
     "YES NO STOP GO START HELP ENTER ERASE REPEAT RUBOUT QUIT CANCEL UP DOWN LEFT RIGHT ON OFF OPEN CLOSE PLAY PAUSE "
     "NEXT BACK SAVE DELETE CALL COPY PRINT SEND"
 ).split()
-PHRASES = ["TURN ON", "TURN OFF", "TURN LEFT", "TURN RIGHT", "GO BACK", "GO HOME", "STOP NOW", "VOLUME UP", "VOLUME DOWN"]
+PHRASES = [
+    "TURN ON",
+    "TURN OFF",
+    "TURN LEFT",
+    "TURN RIGHT",
+    "GO BACK",
+    "GO HOME",
+    "STOP NOW",
+    "VOLUME UP",
+    "VOLUME DOWN",
+]
 LETTERS = [chr(code) for code in range(ord("A"), ord("Z") + 1)]
 VOICES = ["en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
 VARIANTS = ["m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5"]
@@ -119,9 +127,7 @@ def main() -> None:
         "an4-held-out": [line for line in an4 if line["speaker"] in held_out],
         "digits-train": [line for line in digits if line["speaker"] != "fsdd-theo"],
         "digits-held-out": [line for line in digits if line["speaker"] == "fsdd-theo"],
-        "speechocean762-train": [
-            line for line in read(options.data, "speechocean762-train") if line["duration"] <= 9
-        ],
+        "speechocean762-train": [line for line in read(options.data, "speechocean762-train") if line["duration"] <= 9],
         "librispeech-short": [line for line in read(options.data, "librispeech-train") if line["duration"] <= 9],
         "librispeech-dev": read(options.data, "librispeech-dev"),
         "synthetic-train": synthesise(options.output / "synthetic", options.synthetic, seed=1),

@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 __all__ = ["Wav2Vec2ConformerConfig"]
 
 
-class Wav2Vec2ConformerConfig(PreTrainedConfig):
+class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     r"""Defines a Wav2Vec2-Conformer network; every field of the transformers class with its default, and `padding`.
 
     Raises:
@@ -149,7 +149,7 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):
         kwargs.pop("num_feat_extract_layers", None)
         if self.output_hidden_size is None:
             self.output_hidden_size = self.hidden_size
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         self._check()
 
     @property
@@ -221,19 +221,21 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):
 
     def _check_rates(self) -> None:
         rates = (
-            "hidden_dropout activation_dropout attention_dropout feat_proj_dropout feat_quantizer_dropout final_dropout "
-            "conformer_conv_dropout layerdrop mask_time_prob mask_feature_prob"
+            "hidden_dropout activation_dropout attention_dropout feat_proj_dropout feat_quantizer_dropout "
+            "final_dropout conformer_conv_dropout layerdrop mask_time_prob mask_feature_prob"
         ).split()
         for name in rates:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise ValueError(f"`{name}` is a probability: it must lie in [0, 1], got {value!r}")
         for name in ("initializer_range", "diversity_loss_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value >= 0:
+                raise ValueError(f"`{name}` must be a number of at least 0, got {value!r}")
         for name in ("layer_norm_eps", "contrastive_logits_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be greater than 0, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"`{name}` must be a number greater than 0, got {value!r}")
 
     def _check_names(self) -> None:
         choices: dict[str, tuple[str | None, ...]] = {
@@ -244,12 +246,19 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
+                )
         for name in ("hidden_act", "feat_extract_activation"):
             if getattr(self, name) not in ACT2FN:
-                raise ValueError(f"`{name}` must name an activation such as 'gelu' or 'swish', got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"`{name}` must name an activation such as 'gelu' or 'swish', got {getattr(self, name)!r}"
+                )
 
     def _check_lists(self, *names: str) -> None:
+        for name in names:
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ValueError(f"`{name}` must be a list with one entry a layer, got {getattr(self, name)!r}")
         lists = {name: list(getattr(self, name)) for name in names}
         if len({len(values) for values in lists.values()}) != 1 or not lists[names[0]]:
             got = ", ".join(f"{name} has {len(values)}" for name, values in lists.items())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration import Wav2Vec2ConformerConfig
+from .dropout import dropout
 from .positions import apply_rotary
 
 # B batch, T frames, D hidden size, H heads, d head size
@@ -26,7 +27,8 @@ def shift(scores: Tensor) -> Tensor:
     """
     frames = scores.shape[-2]
     flat = scores.flatten(-2).narrow(-1, frames - 1, frames * (2 * frames - 1))
-    return flat.unflatten(-1, (frames, 2 * frames - 1))[..., :frames]
+    rows: Tensor = flat.unflatten(-1, (frames, 2 * frames - 1))  # type: ignore[no-untyped-call]
+    return rows[..., :frames]
 
 
 class SelfAttention(nn.Module):
@@ -74,17 +76,19 @@ class SelfAttention(nn.Module):
         if frame_mask is not None:
             bias = self._exclude_padding(bias, frame_mask, query.dtype)
 
-        dropout = self.dropout if self.training else 0.0
-        if output_attentions or self.config._attn_implementation == "eager":
-            out, weights = eager_attention(query, key, value, bias, dropout)
+        probability = self.dropout if self.training else 0.0
+        # On a CPU, torch has no fused kernel with dropout: its step-by-step one would run, with a slower dropout.
+        stepwise = self.config._attn_implementation == "eager" or (probability > 0 and x.device.type == "cpu")
+        if output_attentions or stepwise:
+            out, weights = eager_attention(query, key, value, bias, probability)
         else:
-            out = F.scaled_dot_product_attention(query, key, value, bias, dropout, scale=1.0)
+            out = F.scaled_dot_product_attention(query, key, value, bias, probability, scale=1.0)
             weights = None
         out = self.linear_out(out.transpose(1, 2).flatten(2))  # (B, T, D)
         return out, weights if output_attentions else None
 
     def _heads(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, H, T, d)
-        return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, self.head_size).transpose(1, 2)
 
     def _relative(self, query: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled (B, H, T, d) queries and the (2T, D) table -> queries with u, and the relative scores."""
@@ -105,12 +109,13 @@ class SelfAttention(nn.Module):
 
 
 def eager_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, probability: float
 ) -> tuple[Tensor, Tensor]:
     """Attention step by step: -> (B, H, T, d) outputs and the (B, H, T, T) weights after dropout, as the references."""
     scores = query @ key.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
     wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = F.dropout(torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype), dropout, training=dropout > 0)
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
+    weights = dropout(weights, probability, training=probability > 0)
     return weights @ value, weights

@@ -18,7 +18,7 @@ class BatchStatistics(NamedTuple):
 
     mean: Tensor
     variance: Tensor
-    count: Tensor
+    frames: Tensor
 
 
 class FrameBatchNorm(nn.BatchNorm1d):
@@ -33,6 +33,12 @@ class FrameBatchNorm(nn.BatchNorm1d):
     running_var: Tensor
     num_batches_tracked: Tensor
     momentum: float
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        # `from_pretrained(dtype=...)` builds the model under that default type, and loads into the buffers' types.
+        if self.running_mean.dtype in (torch.float16, torch.bfloat16):
+            self.running_mean, self.running_var = self.running_mean.float(), self.running_var.float()
 
     def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Scale and shift (D,) that normalising with the running statistics amounts to."""
@@ -65,14 +71,14 @@ class FrameBatchNorm(nn.BatchNorm1d):
     def commit(self, statistics: BatchStatistics) -> None:
         """Move the running statistics towards a batch's; a batch without a valid frame changes nothing."""
         # A batch with one frame has no variance and one with none has no mean, so neither counts.
-        step = self.momentum * (statistics.count > 1).to(self.running_mean.dtype)
+        step = self.momentum * (statistics.frames > 1).to(self.running_mean.dtype)
         self.running_mean.add_((statistics.mean - self.running_mean) * step)
         self.running_var.add_((statistics.variance - self.running_var) * step)
         self.num_batches_tracked.add_(1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrameBatchNorm:
         before = self.running_mean, self.running_var
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.running_mean.dtype in (torch.float16, torch.bfloat16):
             self.running_mean, self.running_var = (old.to(self.running_mean.device) for old in before)
         return self

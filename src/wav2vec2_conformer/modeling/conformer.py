@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
 from ..configuration import Wav2Vec2ConformerConfig
 from .attention import Positions, SelfAttention
 from .batch_norm import BatchStatistics, FrameBatchNorm
 from .convolution import conv1d_channels_last
+from .dropout import Dropout
 from .positions import build_positions
 from .unused import unused_conv_positions
 
@@ -29,9 +31,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.intermediate_dropout = nn.Dropout(config.activation_dropout)
+        self.intermediate_dropout = Dropout(config.activation_dropout)
         self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.output_dropout = nn.Dropout(config.hidden_dropout)
+        self.output_dropout = Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
         x = self.intermediate_dropout(self.activation(self.intermediate_dense(x)))
@@ -51,7 +53,7 @@ class ConvolutionModule(nn.Module):
         self.batch_norm = FrameBatchNorm(width)
         self.activation = ACT2FN[config.hidden_act]
         self.pointwise_conv2 = nn.Conv1d(width, width, 1, bias=False)
-        self.dropout = nn.Dropout(config.conformer_conv_dropout)
+        self.dropout = Dropout(config.conformer_conv_dropout)
 
     def forward(self, x: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, BatchStatistics | None]:
         """(B, T, D) -> (B, T, D) and, in training, the batch's statistics, which the encoder commits."""
@@ -85,7 +87,7 @@ class ConformerBlock(nn.Module):
         self.ffn1 = FeedForward(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
         self.self_attn = SelfAttention(config)
-        self.self_attn_dropout = nn.Dropout(config.attention_dropout)
+        self.self_attn_dropout = Dropout(config.attention_dropout)
         self.conv_module = ConvolutionModule(config)
         self.ffn2_layer_norm = nn.LayerNorm(config.hidden_size)
         self.ffn2 = FeedForward(config)
@@ -128,9 +130,10 @@ class ConformerEncoder(nn.Module):
         self.embed_positions = build_positions(config)
         self.pos_conv_embed = unused_conv_positions(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint  # transformers may set another one
 
     def forward(
         self,
@@ -160,7 +163,7 @@ class ConformerEncoder(nn.Module):
         x = self.dropout(x)
         positions = None if self.embed_positions is None else self.embed_positions(x)
         states, attentions = [x], []
-        for index, block in enumerate(self.layers):
+        for index, block in enumerate(cast(Iterable[ConformerBlock], self.layers)):
             weights = None
             dropped = dropped_layers is not None and dropped_layers[index]
             if not dropped and x.shape[1] > 0:  # clips too short for one frame pass through
@@ -178,11 +181,9 @@ class ConformerEncoder(nn.Module):
             x, tuple(states) if output_hidden_states else None, tuple(attentions) if output_attentions else None
         )
 
-    def _run(
-        self, block: nn.Module, *args: object
-    ) -> tuple[Tensor, Tensor | None, BatchStatistics | None]:
+    def _run(self, block: nn.Module, *args: object) -> tuple[Tensor, Tensor | None, BatchStatistics | None]:
         if self.gradient_checkpointing and self.training:
-            result = self._gradient_checkpointing_func(block.__call__, *args)  # set by transformers
+            result = self._gradient_checkpointing_func(block.__call__, *args)
         else:
             result = block(*args)
         return cast(tuple[Tensor, Tensor | None, BatchStatistics | None], result)

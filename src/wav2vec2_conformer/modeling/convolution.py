@@ -18,10 +18,10 @@ def conv1d_channels_last(
     `(B, T, C)` is what a channels-last image of height 1 looks like in memory, so a two-dimensional convolution takes
     and gives it as it is: views in, view out. oneDNN's channels-last kernels are then 1.4 to 2.5 times as fast as
     `conv1d` on the transposed tensor, and 20 times for the depthwise convolution (`benchmarks/convolutions.py`).
-    An input shorter than the kernel gives T' = 0.
+    An input that is empty, or shorter than the kernel, gives T' = 0.
     """
     batch, length, _ = x.shape
-    if length + 2 * padding < weight.shape[2]:
+    if length == 0 or length + 2 * padding < weight.shape[2]:
         return x.new_zeros(batch, 0, weight.shape[0])
     image = x.transpose(1, 2).unsqueeze(2)  # (B, C_in, 1, T)
     image = F.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), 1, groups)  # (B, C_out, 1, T')

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import frame_mask
+from .dropout import Dropout
 from .losses import ctc_loss
 from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel, choose
 
@@ -20,7 +21,7 @@ __all__ = ["Wav2Vec2ConformerForCTC"]
 PADDING_LOGIT = -100.0  # e^-100 is 0 in float32, and 100 fits every floating-point type
 
 
-class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):
+class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[no-untyped-call]
     """Wav2Vec2-Conformer with a CTC head.
 
     Args:
@@ -37,10 +38,10 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):
             )
         self.wav2vec2_conformer = Wav2Vec2ConformerModel(config)
         self.target_lang = target_lang
-        self.dropout = nn.Dropout(config.final_dropout)
+        self.dropout = Dropout(config.final_dropout)
         width = config.output_hidden_size if config.add_adapter else config.hidden_size
         self.lm_head = nn.Linear(width or config.hidden_size, config.vocab_size)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import conv_length, frame_mask
 from .convolution import conv1d_channels_last
+from .dropout import Dropout
 
 # B batch, N samples, T frames, C conv channels, D hidden size
 
@@ -24,6 +25,8 @@ class TimeGroupNorm(nn.GroupNorm):
         super().__init__(num_groups=channels, num_channels=channels, affine=True)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, T, C), (B, T)
+        if x.shape[1] == 0:
+            return x
         if mask is None:
             variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
         else:
@@ -96,7 +99,7 @@ class FeatureProjection(nn.Module):
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
         self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
-        self.dropout = nn.Dropout(config.feat_proj_dropout)
+        self.dropout = Dropout(config.feat_proj_dropout)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.layer_norm(features)

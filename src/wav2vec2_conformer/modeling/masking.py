@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,12 +39,14 @@ def sample_spans(
         (B, T) bool, True = masked.
     """
     device, rows = lengths.device, lengths.shape[0]
-    rounding = torch.rand((), generator=generator, device=device)
+    # A generator of None is left out: `torch.rand` with one refuses the symbolic sizes of dynamic compilation.
+    source: dict[str, Any] = {} if generator is None else {"generator": generator}
+    rounding = torch.rand((), device=device, **source)
     counts = (probability * lengths / span + rounding).floor().long().clamp(min=min_spans, max=size // span)
     starts = (lengths - span + 1).clamp(min=0)  # (B,) how many places a span can start at
     counts = torch.minimum(counts, starts)
     # The places with the `count` highest random scores are a draw without replacement.
-    scores = torch.rand((rows, size), generator=generator, device=device)
+    scores = torch.rand((rows, size), device=device, **source)
     scores = scores.masked_fill(torch.arange(size, device=device) >= starts[:, None], -1)
     order = scores.argsort(dim=1, descending=True)
     chosen = torch.arange(size, device=device) < counts[:, None]  # (B, T) in order of score

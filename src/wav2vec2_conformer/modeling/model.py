@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Self
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,14 @@ __all__ = ["Wav2Vec2ConformerModel", "Wav2Vec2ConformerPreTrainedModel"]
 MAY_BE_MISSING = re.compile(r"masked_spec_embed|inv_freq|pos_conv_embed|num_batches_tracked|(^|\.)adapter\.")
 
 
-class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):
+class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Loading, saving and initial values of all Wav2Vec2-Conformer models."""
 
     config: Wav2Vec2ConformerConfig
     config_class = Wav2Vec2ConformerConfig
     base_model_prefix = "wav2vec2_conformer"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["ConformerBlock"]  # noqa: RUF012
@@ -53,9 +53,10 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):
             ValueError: weights of the network itself are missing. (A head may be missing: it starts at random, with a
                 warning, as fine-tuning wants.)
         """
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         seal_unused(model)
         inside = "" if model.base_model is model else f"{cls.base_model_prefix}."
         missing = sorted(
@@ -72,7 +73,7 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initial values, distributed as in the references."""
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, UnusedTensors):
             for name, buffer in module.named_buffers(recurse=False):
                 init.copy_(buffer, module.initial(name))
@@ -96,7 +97,7 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):
 
     def freeze_feature_encoder(self) -> None:
         """Exclude the convolutional feature encoder from training."""
-        self.base_model.feature_extractor._freeze_parameters()
+        cast(Wav2Vec2ConformerModel, self.base_model).feature_extractor._freeze_parameters()
 
     def _get_feat_extract_output_lengths(self, input_lengths: Tensor | int, add_adapter: bool | None = None) -> Tensor:
         """Frames for clips of `input_lengths` samples, as a tensor also for an int."""
@@ -113,7 +114,7 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):
         return frame_mask(frames_of(samples, self.config, add_adapter=adapter), feature_vector_length)
 
 
-class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):
+class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[no-untyped-call]
     """Raw waveform -> hidden states, without a head.
 
     Source: Baevski et al. 2020 (wav2vec 2.0) with the blocks of Gulati et al. 2020 (Conformer).
@@ -127,7 +128,7 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):
             self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.encoder = ConformerEncoder(config)
         self.adapter = StridedAdapter(config) if config.add_adapter else None
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,

@@ -58,7 +58,7 @@ class RotaryPositions(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryPositions:
         before = self.inv_freq
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.inv_freq.dtype in (torch.float16, torch.bfloat16):
             self.inv_freq = before.to(self.inv_freq.device)
         return self
@@ -78,9 +78,10 @@ def apply_rotary(hidden_states: Tensor, cos: Tensor, sin: Tensor, heads: int) ->
     In this family the rotation comes *before* the query and key projections. That is not the textbook order, but the
     released weights were trained with it (`tests/parity/test_mutations.py` pins it).
     """
-    x = hidden_states.unflatten(-1, (heads, -1))  # (B, T, H, d)
+    x = hidden_states.view(*hidden_states.shape[:2], heads, -1)  # (B, T, H, d)
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).flatten(-2)
+    rotated: Tensor = x * cos + torch.cat((-second, first), dim=-1) * sin
+    return rotated.flatten(-2)
 
 
 def build_positions(config: Wav2Vec2ConformerConfig) -> RelativePositions | RotaryPositions | None:

@@ -1,8 +1,8 @@
 """Weights that checkpoints carry and the network never uses.
 
 Both references create a convolutional position embedding, save it and never call it: 8,389,760 numbers in the large
-model. Here those tensors are no parameters (nothing trains or counts them) and no buffers (nothing moves or synchronises
-them); they come in with a file and go out again with the next one.
+model. Here those tensors are no parameters (nothing trains or counts them) and no buffers (nothing moves or
+synchronises them); they come in with a file and go out again with the next one.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def unused_conv_positions(config: Wav2Vec2ConformerConfig) -> nn.Module:
     conv.parametrizations.weight = UnusedTensors(
         {"original0": (1, 1, kernel), "original1": (width, inputs, kernel)}, spread
     )
-    conv.register_load_state_dict_pre_hook(_rename_old_weight_norm)
+    conv.register_load_state_dict_pre_hook(_rename_old_weight_norm)  # type: ignore[no-untyped-call]
     positions = nn.Module()
     positions.conv = conv
     return positions

@@ -104,9 +104,7 @@ class CTCSettings:
 class CTCTrainer(SpeechTrainer):
     """A `SpeechTrainer` that reports WER and CER on a development set and keeps the best model."""
 
-    def __init__(
-        self, *args: Any, dev_loader: SpeechLoader, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, dev_loader: SpeechLoader, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.dev_loader, self.tokenizer = dev_loader, tokenizer
         self.seconds_seen, self.clock = 0.0, time.monotonic()
@@ -203,7 +201,7 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
     augment = Augmentation() if settings.augment else None
     normalize = bool(processor.feature_extractor.do_normalize)
     cache = int(settings.cache_gb * 1e9)
-    make = {"seed": settings.seed, "do_normalize": normalize, "cache_bytes": cache}
+    make: dict[str, Any] = {"seed": settings.seed, "do_normalize": normalize, "cache_bytes": cache}
     collator = CTCCollator(lambda samples: frames_of(samples, model.config))
     train_loader = SpeechLoader(
         SpeechDataset(train, encoder, augment=augment, **make),
@@ -276,7 +274,7 @@ def prepare_model(settings: CTCSettings, texts: list[str]) -> tuple[Wav2Vec2Conf
         raise ValueError("give a model to start from (init) or the configuration of a new one (config), not both")
     if settings.init:
         processor = load_processor(settings.init) or build_processor(build_vocabulary(texts))
-        ids = token_ids(processor)
+        ids: dict[str, Any] = token_ids(processor)
         model = Wav2Vec2ConformerForCTC.from_pretrained(settings.init, dtype=torch.float32, **ids)
     else:
         processor = build_processor(build_vocabulary(texts))

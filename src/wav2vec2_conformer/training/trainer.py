@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,8 @@ class SkipBadSteps(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         trainer = self.trainer
-        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        network = cast(nn.Module, trainer.model)
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
         if trainer.bad_loss or not all_finite(gradients):
             trainer.bad_loss = False
             trainer.skipped_steps += 1
@@ -77,7 +78,7 @@ class SkipBadSteps(TrainerCallback):
                 state.global_step + 1,
                 trainer.skipped_steps,
             )
-            trainer.model.zero_grad(set_to_none=True)
+            network.zero_grad(set_to_none=True)
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
@@ -95,9 +96,7 @@ class SpeechTrainer(Trainer):
     * Checkpoints are written under a temporary name and renamed.
     """
 
-    def __init__(
-        self, *args: Any, train_loader: SpeechLoader, keep_checkpoints: int = 2, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, train_loader: SpeechLoader, keep_checkpoints: int = 2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.train_loader = train_loader
         self.keep_checkpoints = keep_checkpoints
@@ -122,14 +121,12 @@ class SpeechTrainer(Trainer):
         count = torch.tensor(sum(batch["input_values"].shape[0] for batch in batches), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum").clamp(min=1)
 
-    def training_step(
-        self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one micro-batch; its share of the step's loss."""
         model.train()
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch))
         finite = torch.isfinite(loss.detach()).float()
         if not bool(self.accelerator.reduce(finite, reduction="sum") == self.accelerator.num_processes):
             self.bad_loss = True  # on every process alike, so that none waits for another in `backward`
@@ -153,7 +150,7 @@ class SpeechTrainer(Trainer):
         return str(self._writing or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        output = Path(self.args.output_dir)
+        output = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
         self._writing = output / (name + INCOMPLETE)
         if self.args.should_save and self._writing.exists():
@@ -173,7 +170,7 @@ class SpeechTrainer(Trainer):
 
     def save_best(self) -> None:
         """Write the model as it is now to the output folder itself, each file in one atomic step."""
-        output = Path(self.args.output_dir)
+        output = Path(str(self.args.output_dir))
         temporary = output / ("best" + INCOMPLETE)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
