@@ -1,11 +1,42 @@
 """Wav2Vec2-Conformer: from a recording to text, and everything between."""
 
-from .configuration import Wav2Vec2ConformerConfig
-from .modeling import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .audio import AudioError
+    from .configuration import Wav2Vec2ConformerConfig
+    from .modeling import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel
+    from .transcription import Transcriber, Transcript
 
 __all__ = [
+    "AudioError",
+    "Transcriber",
+    "Transcript",
     "Wav2Vec2ConformerConfig",
     "Wav2Vec2ConformerForCTC",
     "Wav2Vec2ConformerModel",
     "Wav2Vec2ConformerPreTrainedModel",
 ]
+
+# Where each name lives. They are imported when first asked for, so that `wav2vec2-conformer --help` need not wait for
+# torch.
+HOMES = {
+    "AudioError": "audio",
+    "Transcriber": "transcription",
+    "Transcript": "transcription",
+    "Wav2Vec2ConformerConfig": "configuration",
+    "Wav2Vec2ConformerForCTC": "modeling",
+    "Wav2Vec2ConformerModel": "modeling",
+    "Wav2Vec2ConformerPreTrainedModel": "modeling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(import_module(f".{HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

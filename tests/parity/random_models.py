@@ -128,9 +128,7 @@ def build(case: Case, padding: str = "invariant") -> tuple[Wav2Vec2ConformerForC
     ours = Wav2Vec2ConformerForCTC(Wav2Vec2ConformerConfig(**case.settings, padding=padding)).double()
     ours.set_attn_implementation(case.attention)
     reference = transformers.Wav2Vec2ConformerForCTC(
-        transformers.Wav2Vec2ConformerConfig(
-            **case.settings, attn_implementation="eager", tie_last_hidden_states=True
-        )
+        transformers.Wav2Vec2ConformerConfig(**case.settings, attn_implementation="eager", tie_last_hidden_states=True)
     ).double()
     draw_weights(reference, torch.Generator().manual_seed(case.index))
     ours.load_state_dict(reference.state_dict())

@@ -196,7 +196,10 @@ REFUSALS: list[tuple[dict[str, Any], list[str]]] = [
     ({"conv_depthwise_kernel_size": 2}, ["use 1 or 3"]),
     ({"num_attention_heads": 10}, ["num_attention_heads", "divide", "hidden_size", "10", "768", "hidden_size=770"]),
     ({"hidden_size": 4, "num_attention_heads": 16}, ["hidden_size=16"]),
-    ({"hidden_size": 36, "num_attention_heads": 12, "position_embeddings_type": "rotary"}, ["even head size", "36 / 12"]),
+    (
+        {"hidden_size": 36, "num_attention_heads": 12, "position_embeddings_type": "rotary"},
+        ["even head size", "36 / 12"],
+    ),
     ({"hidden_size": 33, "num_attention_heads": 3}, ["even `hidden_size`", "33", "use 34"]),
     ({"feat_extract_norm": "batch"}, ["feat_extract_norm", "'group', 'layer'", "got 'batch'"]),
     ({"feat_extract_norm": None}, ["feat_extract_norm", "got None"]),

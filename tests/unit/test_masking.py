@@ -113,9 +113,7 @@ def test_nothing_to_mask(lengths: list[int], size: int, options: dict[str, float
 
 
 def test_short_rows_get_none_beside_long_ones() -> None:
-    mask = sample_spans(
-        torch.tensor([40, 9, 10, 0]), 40, probability=0.5, span=10, min_spans=2, generator=generator(3)
-    )
+    mask = sample_spans(torch.tensor([40, 9, 10, 0]), 40, probability=0.5, span=10, min_spans=2, generator=generator(3))
     assert mask[0].sum() >= 10
     assert not mask[1].any()
     assert mask[2].tolist() == [True] * 10 + [False] * 30  # the only place it fits

@@ -25,12 +25,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def set_up_messages() -> None:
+    """Our warnings go to stderr; the libraries' notes and bars, which would stand between ours, do not."""
+    for library in ("TRANSFORMERS", "HF_HUB"):  # read when they are imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    from transformers.utils import logging as transformers_logging  # imported late: `--help` need not wait for it
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("wav2vec2_conformer").addHandler(handler)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    # transformers' own bars and notes would stand between ours
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    set_up_messages()
     try:
         return int(options.run(options))
     except (ValueError, OSError) as error:

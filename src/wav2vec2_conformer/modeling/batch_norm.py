@@ -50,9 +50,11 @@ class FrameBatchNorm(nn.BatchNorm1d):
         if mask is None:
             frames = max(x.shape[0] * x.shape[1], 1)
             count = torch.full((), float(frames), device=x.device, dtype=self.running_mean.dtype)
-            # Statistics of none are 0; `batch_norm` itself refuses fewer than two frames.
+            # Statistics of none are 0; `batch_norm` itself refuses fewer than two frames. Wide weights make it return
+            # wide statistics of half-precision frames.
+            weight, bias = self.weight.to(count.dtype), self.bias.to(count.dtype)
             out, mean, inverse = torch.native_batch_norm(
-                x.flatten(0, 1), self.weight, self.bias, None, None, True, 0.0, self.eps
+                x.flatten(0, 1), weight, bias, None, None, True, 0.0, self.eps
             )
             variance = inverse.square().reciprocal() - self.eps
             out = out.view_as(x)

@@ -162,6 +162,9 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
         invariant = self.config.padding == "invariant"
         samples = None if attention_mask is None else attention_mask.sum(-1)  # (B,)
 
+        if attention_mask is not None and invariant:
+            # Nothing below lets padding into a result, but its gradient of 0 times a NaN or inf would be NaN.
+            input_values = input_values.masked_fill(attention_mask == 0, 0)
         features = self.feature_extractor(input_values, samples if invariant else None)  # (B, T, C)
         frames = features.shape[1]
         lengths = None if samples is None else feature_lengths(samples, conv_layers(self.config))  # (B,)
