@@ -23,8 +23,7 @@ WITHOUT_ADAPTER = [variant for variant in VARIANTS if not variant[2]]
 FILLS = {"zeros": 0.0, "noise": None, "1e3": 1e3, "nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
 CLIPS = [8000, 5000, 2720, 401]
 NO_DROPOUT = dict.fromkeys(
-    "hidden_dropout activation_dropout attention_dropout feat_proj_dropout final_dropout conformer_conv_dropout".split(),
-    0.0,
+    [f"{name}_dropout" for name in ("hidden", "activation", "attention", "feat_proj", "final", "conformer_conv")], 0.0
 )
 BLANK = 2
 

@@ -94,7 +94,7 @@ def test_adapter_lengths_are_the_adapters(kernel: int, stride: int, count: int) 
     )
     with torch.device("meta"):
         adapter = StridedAdapter(config)
-        given_frames = list(range(0, 21))
+        given_frames = list(range(21))
         frames = [adapter(torch.empty(1, length, 8)).shape[1] for length in given_frames]
     assert [adapter_lengths(length, config) for length in given_frames] == frames
     assert adapter_lengths(torch.tensor(given_frames), config).tolist() == frames
@@ -164,7 +164,7 @@ def test_feature_vector_attention_mask(adapter: bool, padding: str) -> None:
 
 
 def test_reference_mask_of_clips_too_short_for_a_frame() -> None:
-    """The references index the last frame from the right end there; `padding="reference"` reproduces it, ours does not."""
+    """The references index the last frame from the right end there; only `padding="reference"` does the same."""
     ours, peer = both(padding="reference")
     invariant, _ = both()
     samples = torch.tensor([4000, 399, 1, 0])

@@ -21,8 +21,7 @@ from wav2vec2_conformer.modeling.batch_norm import FrameBatchNorm
 POSITIONS = ["relative", "rotary", None]
 SAMPLES, FRAMES = 8000, 24
 NO_DROPOUT = dict.fromkeys(
-    "hidden_dropout activation_dropout attention_dropout feat_proj_dropout final_dropout conformer_conv_dropout".split(),
-    0.0,
+    [f"{name}_dropout" for name in ("hidden", "activation", "attention", "feat_proj", "final", "conformer_conv")], 0.0
 )
 TINY: dict[str, Any] = {
     "vocab_size": 11,
@@ -404,8 +403,9 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool, masked: bool) -
             losses.append(loss.item())
         assert losses[-1] == pytest.approx(losses[-2], rel=1e-6)
         assert_same(gradients(checkpointed), gradients(plain), 1e-6)
-        skipped += not all("layers.%d.ffn1_layer_norm.weight" % i in str(gradients(plain).keys()) for i in range(3))
-    assert 0 < skipped  # a block was skipped in at least one of the steps
+        blocks = plain.wav2vec2_conformer.encoder.layers
+        skipped += sum(block.ffn1_layer_norm.weight.grad is None for block in blocks)
+    assert skipped > 0  # a block was skipped in at least one of the steps
     after = statistics(plain)
     assert_same(statistics(checkpointed), after, 1e-6)
     counts = [after[name].item() - initial[name].item() for name in after if "tracked" in name]
@@ -660,7 +660,9 @@ def test_forward_needs_no_host_synchronisation(positions: str | None, training: 
 
 def compiled_and_eager(backend: str, dynamic: bool | None = None, **values: Any) -> tuple[Any, Any]:
     torch._dynamo.reset()
-    eager = ctc(**{"num_hidden_layers": 1, **values})
+    # Two convolutions instead of seven: compilation takes its time by layers, not by sizes.
+    short = {"num_hidden_layers": 1, "conv_dim": (8, 8), "conv_kernel": (10, 40), "conv_stride": (5, 64)}
+    eager = ctc(**short, **values)
     return torch.compile(copy.deepcopy(eager), fullgraph=True, backend=backend, dynamic=dynamic), eager
 
 
@@ -714,9 +716,8 @@ def test_compiles_with_dropout_and_reproduces() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["layer", "group"])
-def test_compiles_with_inductor_and_dynamic_lengths(norm: str) -> None:
-    compiled, eager = compiled_and_eager("inductor", dynamic=True, feat_extract_norm=norm)
+def test_compiles_with_inductor_and_dynamic_lengths() -> None:
+    compiled, eager = compiled_and_eager("inductor", dynamic=True, feat_extract_norm="group")
     with torch.no_grad():
         for lengths in ((SAMPLES, 5000), (9111, 400, 7000), (5600, 5600)):
             compare(compiled, eager, 0, *lengths)

@@ -53,9 +53,7 @@ class FrameBatchNorm(nn.BatchNorm1d):
             # Statistics of none are 0; `batch_norm` itself refuses fewer than two frames. Wide weights make it return
             # wide statistics of half-precision frames.
             weight, bias = self.weight.to(count.dtype), self.bias.to(count.dtype)
-            out, mean, inverse = torch.native_batch_norm(
-                x.flatten(0, 1), weight, bias, None, None, True, 0.0, self.eps
-            )
+            out, mean, inverse = torch.native_batch_norm(x.flatten(0, 1), weight, bias, None, None, True, 0.0, self.eps)
             variance = inverse.square().reciprocal() - self.eps
             out = out.view_as(x)
         else:

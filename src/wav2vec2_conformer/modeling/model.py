@@ -59,12 +59,11 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
         model, info = loaded
         seal_unused(model)
         inside = "" if model.base_model is model else f"{cls.base_model_prefix}."
-        missing = sorted(
-            key for key in info["missing_keys"] if key.startswith(inside) and not MAY_BE_MISSING.search(key)
-        )
+        absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        missing = sorted(key for key in absent if key.startswith(inside) and not MAY_BE_MISSING.search(key))
         if missing:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: {len(missing)} weights of the network are missing, and random ones "
+                f"{pretrained_model_name_or_path}: {len(missing)} weights of the network are missing or of another shape, and random ones "
                 f"would give wrong results without a sign; first ones: {', '.join(missing[:5])}. Expected a "
                 "Wav2Vec2-Conformer checkpoint whose config.json belongs to its weights."
             )
