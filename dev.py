@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Set up a virtual environment and do one thing in it; needs nothing but Python 3.11 or newer.
 
-    python3 dev.py demo     transcribe examples/sample.wav with the model that the package carries
-    python3 dev.py test     format, lint, types and all tests
-    python3 dev.py fast     the fast tier of the tests only
+python3 dev.py demo     transcribe examples/sample.wav with the model that the package carries
+python3 dev.py test     format, lint, types and all tests
+python3 dev.py fast     the fast tier of the tests only
 """
 
 import os

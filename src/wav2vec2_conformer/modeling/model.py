@@ -63,9 +63,9 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
         missing = sorted(key for key in absent if key.startswith(inside) and not MAY_BE_MISSING.search(key))
         if missing:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: {len(missing)} weights of the network are missing or of another shape, and random ones "
-                f"would give wrong results without a sign; first ones: {', '.join(missing[:5])}. Expected a "
-                "Wav2Vec2-Conformer checkpoint whose config.json belongs to its weights."
+                f"{pretrained_model_name_or_path}: {len(missing)} weights of the network are missing or of another "
+                f"shape, and random ones would give wrong results without a sign: {', '.join(missing[:5])}, ... "
+                "Expected a Wav2Vec2-Conformer checkpoint whose config.json belongs to its weights."
             )
         return (model, info) if output_loading_info else model
 

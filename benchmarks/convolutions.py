@@ -1,0 +1,99 @@
+"""Why the convolutions are two-dimensional, channels-last ones: three ways to compute the same thing.
+
+    python benchmarks/convolutions.py [--threads 2]
+
+Prints the median milliseconds of `conv1d` on the transposed tensor, of matrix products on strided views (one for each
+stride's worth of the kernel, since overlapping rows are no BLAS matrix), and of `conv1d_channels_last`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wav2vec2_conformer.modeling.convolution import conv1d_channels_last
+
+# (batch, positions, channels, kernel, stride, groups): two layers of the large feature encoder, one of a training
+# batch of a small model, and the depthwise convolution of the large model
+CASES = [(1, 48000, 512, 3, 2, 1), (1, 6000, 512, 2, 2, 1), (8, 16000, 192, 3, 2, 1), (1, 749, 1024, 31, 1, 1024)]
+
+
+def transposed(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+    """`conv1d`, with the transposes it needs around it."""
+    padding = weight.shape[2] // 2 if groups > 1 else 0
+    return F.conv1d(x.transpose(1, 2), weight, stride=stride, padding=padding, groups=groups).transpose(1, 2)
+
+
+def products(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+    """Matrix products on strided views."""
+    batch, length, channels = x.shape
+    outputs, _, kernel = weight.shape
+    frames = (length - kernel) // stride + 1
+    total: Tensor | None = None
+    for first in range(0, kernel, stride):
+        taps = min(stride, kernel - first)
+        view = x.as_strided(
+            (batch, frames, taps * channels), (length * channels, stride * channels, 1), first * channels
+        )
+        matrix = weight[:, :, first : first + taps].permute(2, 1, 0).reshape(taps * channels, outputs)
+        part = view @ matrix
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def ours(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+    """The package's convolution."""
+    return conv1d_channels_last(
+        x, weight, stride=stride, padding=weight.shape[2] // 2 if groups > 1 else 0, groups=groups
+    )
+
+
+def measure(call: Callable[[], object], rounds: int = 7) -> float:
+    """Median milliseconds."""
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return round(statistics.median(times) * 1e3, 2)
+
+
+def forward_and_backward(call: Callable[[], Tensor]) -> None:
+    """Compute and differentiate the sum."""
+    call().sum().backward()
+
+
+def main() -> None:
+    """Print one JSON object a case: forward, and forward with backward."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    torch.set_num_threads(parser.parse_args().threads)
+    torch.manual_seed(0)
+    for batch, length, channels, kernel, stride, groups in CASES:
+        x = torch.randn(batch, length, channels, requires_grad=True)
+        weight = (torch.randn(channels, channels // groups, kernel) * 0.02).requires_grad_()
+        row: dict[str, object] = {"case": [batch, length, channels, kernel, stride, groups]}
+        expected = transposed(x, weight, stride, groups)
+        for way in (transposed, products, ours):
+            if groups > 1 and way is products:
+                continue
+            torch.testing.assert_close(way(x, weight, stride, groups), expected, rtol=1e-3, atol=1e-4)
+            call = partial(way, x, weight, stride, groups)
+            with torch.no_grad():
+                forward = measure(call)
+            both = measure(partial(forward_and_backward, call), 3)
+            row[way.__name__] = {"forward ms": forward, "with backward ms": both}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
