@@ -3,7 +3,8 @@
     python benchmarks/convolutions.py [--threads 2]
 
 Prints the median milliseconds of `conv1d` on the transposed tensor, of matrix products on strided views (one for each
-stride's worth of the kernel, since overlapping rows are no BLAS matrix), and of `conv1d_channels_last`.
+stride's worth of the kernel, since overlapping rows are no BLAS matrix), and of a channels-last `conv2d` of height 1;
+forward without gradients, and forward with backward.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wav2vec2_conformer.modeling.convolution import conv1d_channels_last
+from wav2vec2_conformer.modeling.convolution import products as strided_products
 
 # (batch, positions, channels, kernel, stride, groups): two layers of the large feature encoder, one of a training
 # batch of a small model, and the depthwise convolution of the large model
@@ -33,28 +34,15 @@ def transposed(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
 
 
 def products(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
-    """Matrix products on strided views."""
-    batch, length, channels = x.shape
-    outputs, _, kernel = weight.shape
-    frames = (length - kernel) // stride + 1
-    total: Tensor | None = None
-    for first in range(0, kernel, stride):
-        taps = min(stride, kernel - first)
-        view = x.as_strided(
-            (batch, frames, taps * channels), (length * channels, stride * channels, 1), first * channels
-        )
-        matrix = weight[:, :, first : first + taps].permute(2, 1, 0).reshape(taps * channels, outputs)
-        part = view @ matrix
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    """Matrix products on strided views, clip by clip."""
+    return torch.stack([strided_products(clip, weight, None, stride) for clip in x])
 
 
-def ours(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
-    """The package's convolution."""
-    return conv1d_channels_last(
-        x, weight, stride=stride, padding=weight.shape[2] // 2 if groups > 1 else 0, groups=groups
-    )
+def channels_last(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+    """A two-dimensional convolution of height 1 on the tensor as it is."""
+    padding = weight.shape[2] // 2 if groups > 1 else 0
+    image = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight.unsqueeze(2), None, (1, stride), (0, padding), 1, groups)
+    return image.squeeze(2).transpose(1, 2)
 
 
 def measure(call: Callable[[], object], rounds: int = 7) -> float:
@@ -83,7 +71,7 @@ def main() -> None:
         weight = (torch.randn(channels, channels // groups, kernel) * 0.02).requires_grad_()
         row: dict[str, object] = {"case": [batch, length, channels, kernel, stride, groups]}
         expected = transposed(x, weight, stride, groups)
-        for way in (transposed, products, ours):
+        for way in (transposed, products, channels_last):
             if groups > 1 and way is products:
                 continue
             torch.testing.assert_close(way(x, weight, stride, groups), expected, rtol=1e-3, atol=1e-4)

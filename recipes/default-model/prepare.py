@@ -6,7 +6,7 @@ writes one manifest a corpus and role:
 
 * `an4-train`, `an4-dev` (speakers sorted()[4::16], which choose the best model), `an4-held-out` (sorted()[::8]);
 * `digits-train`, `digits-held-out` (speaker fsdd-theo);
-* `speechocean762-train`, `librispeech-short` (sentences of up to 9 s);
+* `speechocean762-short` (sentences of up to 3.5 s), `librispeech-dev`;
 * `synthetic-train`: digits, letters, numbers, dates and commands spoken by espeak-ng in many voices.
 
 Speakers of dev and held-out manifests are in no train manifest.
@@ -127,8 +127,9 @@ def main() -> None:
         "an4-held-out": [line for line in an4 if line["speaker"] in held_out],
         "digits-train": [line for line in digits if line["speaker"] != "fsdd-theo"],
         "digits-held-out": [line for line in digits if line["speaker"] == "fsdd-theo"],
-        "speechocean762-train": [line for line in read(options.data, "speechocean762-train") if line["duration"] <= 9],
-        "librispeech-short": [line for line in read(options.data, "librispeech-train") if line["duration"] <= 9],
+        "speechocean762-short": [
+            line for line in read(options.data, "speechocean762-train") if line["duration"] <= 3.5
+        ],
         "librispeech-dev": read(options.data, "librispeech-dev"),
         "synthetic-train": synthesise(options.output / "synthetic", options.synthetic, seed=1),
     }

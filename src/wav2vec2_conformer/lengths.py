@@ -13,7 +13,16 @@ from torch import Tensor
 
 from .configuration import Wav2Vec2ConformerConfig
 
-__all__ = ["adapter_lengths", "conv_length", "feature_lengths", "frame_mask", "frames_of", "reference_frame_mask"]
+__all__ = [
+    "adapter_lengths",
+    "conv_layers",
+    "conv_length",
+    "feature_lengths",
+    "frame_mask",
+    "frames_of",
+    "receptive_field",
+    "reference_frame_mask",
+]
 
 Length = TypeVar("Length", int, Tensor)
 
@@ -36,6 +45,15 @@ def feature_lengths(lengths: Length, layers: Iterable[tuple[int, int]]) -> Lengt
     for kernel, stride in layers:
         lengths = conv_length(lengths, kernel, stride)
     return lengths
+
+
+def receptive_field(layers: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Samples that a frame sees, and samples from one frame to the next, of (kernel, stride) convolutions: 400, 320."""
+    field, step = 1, 1
+    for kernel, stride in layers:
+        field += (kernel - 1) * step
+        step *= stride
+    return field, step
 
 
 def adapter_lengths(lengths: Length, config: Wav2Vec2ConformerConfig) -> Length:
@@ -93,3 +111,39 @@ def reference_frame_mask(samples: Tensor, config: Wav2Vec2ConformerConfig, frame
         lengths = adapter_lengths(lengths, config)
     last = lengths - 1
     return torch.arange(frames, device=samples.device) <= torch.where(last < 0, last + frames, last)[:, None]
+
+
+def tdnn_context(config: Wav2Vec2ConformerConfig) -> int:
+    """Frames that one output of the x-vector's TDNN sees: 15 by default."""
+    return 1 + sum(
+        dilation * (kernel - 1) for kernel, dilation in zip(config.tdnn_kernel, config.tdnn_dilation, strict=True)
+    )
+
+
+def tdnn_lengths(lengths: Length, config: Wav2Vec2ConformerConfig) -> Length:
+    """Outputs of the x-vector's TDNN for clips of `lengths` frames.
+
+    A clip shorter than the context is filled with zeros up to one context, so it has one output; an empty clip has
+    none. Under `padding="reference"` the lengths are those of transformers 4.34.0, which forgets the dilations and
+    goes below zero.
+    """
+    if config.padding == "reference":
+        return lengths - sum(kernel - 1 for kernel in config.tdnn_kernel)
+    outputs = lengths - (tdnn_context(config) - 1)
+    if isinstance(outputs, Tensor):
+        return torch.where(lengths > 0, outputs.clamp(min=1), 0)
+    return max(outputs, 1) if lengths > 0 else 0
+
+
+def reference_tdnn_mask(samples: Tensor, config: Wav2Vec2ConformerConfig, outputs: int) -> Tensor:
+    """The (B, outputs) frames that x-vectors of transformers 4.34.0 pool, for `padding="reference"` only.
+
+    They are `[:length]` of an unclamped length, which counts from the right end where it is negative.
+    """
+    lengths = samples
+    for kernel, stride in conv_layers(config):
+        lengths = (lengths - kernel) // stride + 1
+    if config.add_adapter:
+        lengths = adapter_lengths(lengths, config)
+    lengths = tdnn_lengths(lengths, config)
+    return frame_mask(torch.where(lengths < 0, lengths + outputs, lengths), outputs)

@@ -37,7 +37,7 @@ def positions_flipped(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def u_and_v_swapped(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = SelfAttention._relative
 
-    def wrong(self: SelfAttention, query: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    def wrong(self: SelfAttention, *args: Any) -> Any:
         swapped = SimpleNamespace(
             pos_bias_u=self.pos_bias_v,
             pos_bias_v=self.pos_bias_u,
@@ -45,7 +45,7 @@ def u_and_v_swapped(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             heads=self.heads,
             head_size=self.head_size,
         )
-        return right(swapped, query, table)
+        return right(swapped, *args)
 
     monkeypatch.setattr(SelfAttention, "_relative", wrong)
 
@@ -58,17 +58,12 @@ def u_left_out(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shifted_by_one_frame(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention.shift
-    monkeypatch.setattr(attention, "shift", lambda scores: right(scores.roll(1, dims=-1)))
+    monkeypatch.setattr(attention, "shift", lambda scores, keys: right(scores.roll(1, dims=-1), keys))
 
 
 def position_scores_without_scale(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = SelfAttention._relative
-
-    def wrong(self: SelfAttention, query: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        query, scores = right(self, query, table)
-        return query, scores * self.head_size**0.5
-
-    monkeypatch.setattr(SelfAttention, "_relative", wrong)
+    right = attention.by_head
+    monkeypatch.setattr(attention, "by_head", lambda query, columns: right(query, columns) * query.shape[-1] ** 0.5)
 
 
 def rotation_after_the_projections(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +211,7 @@ def test_padded_keys_attended_to_are_seen(monkeypatch: pytest.MonkeyPatch) -> No
     ours, reference = build(case, padding="reference")
     batch = {name: tensor for name, tensor in inputs(case).items() if name != "labels"}
     assert worst(ours, reference, batch)[0] < 1e-10
-    monkeypatch.setattr(SelfAttention, "_exclude_padding", staticmethod(lambda bias, frame_mask, dtype: bias))
+    monkeypatch.setattr(attention, "exclude_padding", lambda bias, frame_mask, like: bias)
     assert worst(ours, reference, batch)[1] > 1e-3
 
 

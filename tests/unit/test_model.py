@@ -692,14 +692,31 @@ def test_compiles_in_evaluation(positions: str | None) -> None:
         compare(compiled, eager, 0, SAMPLES, 5000)
 
 
+AUGMENTED = {
+    "mask_time_prob": 0.4,
+    "mask_time_length": 3,
+    "mask_feature_prob": 0.2,
+    "mask_feature_length": 4,
+    **NO_DROPOUT,
+}
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_compiles_in_training_with_spec_augment(positions: str | None) -> None:
-    options = {"mask_time_prob": 0.4, "mask_time_length": 3, "mask_feature_prob": 0.2, "mask_feature_length": 4}
-    compiled, eager = compiled_and_eager("eager", position_embeddings_type=positions, **options, **NO_DROPOUT)
+    compiled, eager = compiled_and_eager("eager", position_embeddings_type=positions, **AUGMENTED)
     compiled.train()
     eager.train()
     compare(compiled, eager, 0, SAMPLES, 5000)
-    compare(compiled, eager, 1, SAMPLES + 999, 3000, 4000)  # recompiled with dynamic sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_compiles_in_training_with_dynamic_lengths(positions: str | None) -> None:
+    compiled, eager = compiled_and_eager("eager", dynamic=True, position_embeddings_type=positions, **AUGMENTED)
+    compiled.train()
+    eager.train()
+    for seed, lengths in enumerate(((SAMPLES, 5000), (SAMPLES + 999, 3000, 4000), (400, 5600))):
+        compare(compiled, eager, seed, *lengths)
 
 
 def test_compiles_with_dropout_and_reproduces() -> None:

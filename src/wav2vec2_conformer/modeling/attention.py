@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..configuration import Wav2Vec2ConformerConfig
 from .dropout import dropout
+from .linear import Linear
 from .positions import apply_rotary
 
 # B batch, T frames, D hidden size, H heads, d head size
@@ -17,18 +19,23 @@ from .positions import apply_rotary
 __all__ = ["SelfAttention"]
 
 Positions = Tensor | tuple[Tensor, Tensor] | None
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor | None]]
 
 
-def shift(scores: Tensor) -> Tensor:
-    """(..., T, 2T) scores by distance T-1-m -> the (..., T, T) view with out[i, j] = scores[i, T-1-i+j].
+# Query rows whose relative scores are computed at once in inference. All of a 15 s clip's take 72 MB a layer, and fresh
+# memory of that size costs more time than the product that fills it; 128 rows' worth is used again and again.
+BLOCK = 128
 
-    Entry (i, j) lies at i*2T + T-1-i+j = (T-1) + i*(2T-1) + j of the flattened scores, so that cutting off the first
-    T-1 numbers and reading rows of 2T-1 puts it in row i, column j. No copy is made.
+
+def shift(scores: Tensor, keys: int) -> Tensor:
+    """(..., n, keys + n) scores by distance -> the (..., n, keys) view with out[i, j] = scores[i, n-1-i+j].
+
+    Entry (i, j) lies at i*(keys+n) + n-1-i+j = (n-1) + i*(keys+n-1) + j of the flattened scores, so that cutting off
+    the first n-1 numbers and reading rows of keys+n-1 puts it in row i, column j. No copy is made.
     """
-    frames = scores.shape[-2]
-    flat = scores.flatten(-2).narrow(-1, frames - 1, frames * (2 * frames - 1))
-    rows: Tensor = flat.unflatten(-1, (frames, 2 * frames - 1))  # type: ignore[no-untyped-call]
-    return rows[..., :frames]
+    rows = scores.shape[-2]
+    flat = scores.flatten(-2).narrow(-1, rows - 1, rows * (keys + rows - 1))
+    return flat.view(*flat.shape[:-1], rows, keys + rows - 1)[..., :keys]
 
 
 class SelfAttention(nn.Module):
@@ -41,12 +48,12 @@ class SelfAttention(nn.Module):
         self.head_size = config.hidden_size // config.num_attention_heads
         self.position_embeddings_type = config.position_embeddings_type
         self.dropout = config.attention_dropout
-        self.linear_q = nn.Linear(config.hidden_size, config.hidden_size)
-        self.linear_k = nn.Linear(config.hidden_size, config.hidden_size)
-        self.linear_v = nn.Linear(config.hidden_size, config.hidden_size)
-        self.linear_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.linear_q = Linear(config.hidden_size, config.hidden_size)
+        self.linear_k = Linear(config.hidden_size, config.hidden_size)
+        self.linear_v = Linear(config.hidden_size, config.hidden_size)
+        self.linear_out = Linear(config.hidden_size, config.hidden_size)
         if self.position_embeddings_type == "relative":
-            self.linear_pos = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+            self.linear_pos = Linear(config.hidden_size, config.hidden_size, bias=False)
             self.pos_bias_u = nn.Parameter(torch.zeros(self.heads, self.head_size))
             self.pos_bias_v = nn.Parameter(torch.zeros(self.heads, self.head_size))
 
@@ -70,47 +77,79 @@ class SelfAttention(nn.Module):
         key = self._heads(self.linear_k(mixed))
         value = self._heads(self.linear_v(x))
 
-        bias: Tensor | None = None  # (B, H, T, T) or (B, 1, 1, T), added to query·key
-        if self.position_embeddings_type == "relative":
-            query, bias = self._relative(query, cast(Tensor, positions))
-        if frame_mask is not None:
-            bias = self._exclude_padding(bias, frame_mask, query.dtype)
-
         probability = self.dropout if self.training else 0.0
         # On a CPU, torch has no fused kernel with dropout: its step-by-step one would run, with a slower dropout.
         stepwise = self.config._attn_implementation == "eager" or (probability > 0 and x.device.type == "cpu")
-        if output_attentions or stepwise:
-            out, weights = eager_attention(query, key, value, bias, probability)
+        attend = eager_attention if stepwise or output_attentions else fused_attention
+        if self.position_embeddings_type == "relative":
+            out, weights = self._relative(attend, query, key, value, cast(Tensor, positions), frame_mask, probability)
         else:
-            out = F.scaled_dot_product_attention(query, key, value, bias, probability, scale=1.0)
-            weights = None
+            out, weights = attend(query, key, value, exclude_padding(None, frame_mask, query), probability)
         out = self.linear_out(out.transpose(1, 2).flatten(2))  # (B, T, D)
         return out, weights if output_attentions else None
 
     def _heads(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, H, T, d)
         return x.view(*x.shape[:2], self.heads, self.head_size).transpose(1, 2)
 
-    def _relative(self, query: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled (B, H, T, d) queries and the (2T, D) table -> queries with u, and the relative scores."""
-        scale = self.head_size**-0.5
-        projected = self.linear_pos(table).unflatten(-1, (self.heads, self.head_size)).permute(1, 2, 0)  # (H, d, 2T)
-        by_distance = (query + (self.pos_bias_v * scale)[:, None]) @ projected  # (B, H, T, 2T)
-        return query + (self.pos_bias_u * scale)[:, None], shift(by_distance)
+    def _relative(
+        self,
+        attend: Attend,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        table: Tensor,
+        frame_mask: Tensor | None,
+        probability: float,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention with scores by distance: (B, H, T, d) scaled queries and the (2T, D) table of distances."""
+        scale, frames = self.head_size**-0.5, query.shape[2]
+        projected = self.linear_pos(table).view(2 * frames, self.heads, self.head_size).permute(1, 2, 0)  # (H, d, 2T)
+        content, position = (query + (u * scale)[:, None] for u in (self.pos_bias_u, self.pos_bias_v))
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        outs, weights = [], []
+        for first in [0] if whole else range(0, frames, BLOCK):
+            rows = slice(first, frames if whole else min(first + BLOCK, frames))
+            # Row m of the table is distance T-1-m; these n queries meet no others than these.
+            columns = projected[..., frames - rows.stop : 2 * frames - first]  # (H, d, T + n)
+            bias = shift(by_head(position[:, :, rows], columns), frames)  # (B, H, n, T)
+            out, weight = attend(content[:, :, rows], key, value, exclude_padding(bias, frame_mask, query), probability)
+            outs.append(out)
+            weights.append(weight)
+        if len(outs) == 1:
+            return outs[0], weights[0]
+        return torch.cat(outs, 2), torch.cat(cast(list[Tensor], weights), 2) if weights[0] is not None else None
 
-    @staticmethod
-    def _exclude_padding(bias: Tensor | None, frame_mask: Tensor, dtype: torch.dtype) -> Tensor:
-        # Half of the lowest finite number and not -inf: a clip without any valid frame must give finite weights, and
-        # adding a score to it must not overflow.
-        lowest = torch.finfo(dtype).min / 2
-        padded = ~frame_mask[:, None, None, :]  # (B, 1, 1, T)
-        if bias is None:
-            bias = torch.zeros((), dtype=dtype, device=frame_mask.device).expand(padded.shape)
-        return bias.masked_fill(padded, lowest)
+
+def by_head(query: Tensor, columns: Tensor) -> Tensor:
+    """(B, H, n, d) x (H, d, m) -> (B, H, n, m), one product a head for the whole batch."""
+    batch, heads, rows, size = query.shape
+    product = query.transpose(0, 1).reshape(heads, batch * rows, size) @ columns
+    return product.view(heads, batch, rows, -1).transpose(0, 1)
+
+
+def exclude_padding(bias: Tensor | None, frame_mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """Scores to add, with padded keys (frame_mask False, (B, T)) out of reach."""
+    if frame_mask is None:
+        return bias
+    # Half of the lowest finite number and not -inf: a clip without any valid frame must give finite weights, and
+    # adding a score to it must not overflow.
+    lowest = torch.finfo(like.dtype).min / 2
+    padded = ~frame_mask[:, None, None, :]  # (B, 1, 1, T)
+    if bias is None:
+        bias = like.new_zeros(()).expand(padded.shape)
+    return bias.masked_fill(padded, lowest)
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, probability: float
+) -> tuple[Tensor, Tensor | None]:
+    """torch's fused attention on scaled queries: (B, H, T, d) outputs, no weights."""
+    return F.scaled_dot_product_attention(query, key, value, bias, probability, scale=1.0), None
 
 
 def eager_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, probability: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Attention step by step: -> (B, H, T, d) outputs and the (B, H, T, T) weights after dropout, as the references."""
     scores = query @ key.transpose(-1, -2)
     if bias is not None:

@@ -69,7 +69,7 @@ class FrameBatchNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def commit(self, statistics: BatchStatistics) -> None:
-        """Move the running statistics towards a batch's; a batch without a valid frame changes nothing."""
+        """Move the running statistics towards a batch's; one with fewer than two frames moves nothing."""
         # A batch with one frame has no variance and one with none has no mean, so neither counts.
         step = self.momentum * (statistics.frames > 1).to(self.running_mean.dtype)
         self.running_mean.add_((statistics.mean - self.running_mean) * step)

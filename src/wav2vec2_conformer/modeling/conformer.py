@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.activations import ACT2FN
 
 from ..configuration import Wav2Vec2ConformerConfig
+from .activation import Activation
 from .attention import Positions, SelfAttention
 from .batch_norm import BatchStatistics, FrameBatchNorm
 from .convolution import conv1d_channels_last
 from .dropout import Dropout
+from .linear import Linear, linear
 from .positions import build_positions
 from .unused import unused_conv_positions
 
@@ -29,10 +30,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
-        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.intermediate_dense = Linear(config.hidden_size, config.intermediate_size)
+        self.activation = Activation(config.hidden_act)
         self.intermediate_dropout = Dropout(config.activation_dropout)
-        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output_dense = Linear(config.intermediate_size, config.hidden_size)
         self.output_dropout = Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
@@ -51,7 +52,7 @@ class ConvolutionModule(nn.Module):
         self.pointwise_conv1 = nn.Conv1d(width, 2 * width, 1, bias=False)
         self.depthwise_conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
         self.batch_norm = FrameBatchNorm(width)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = Activation(config.hidden_act)
         self.pointwise_conv2 = nn.Conv1d(width, width, 1, bias=False)
         self.dropout = Dropout(config.conformer_conv_dropout)
 
@@ -62,7 +63,7 @@ class ConvolutionModule(nn.Module):
             # The norm's bias makes padded frames non-zero, and the depthwise convolution would carry them into the
             # last valid frames; beyond the end of a clip alone there are zeros.
             x = x.masked_fill(~frame_mask.unsqueeze(-1), 0)
-        x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)), dim=-1)  # (B, T, D)
+        x = F.glu(linear(x, self.pointwise_conv1.weight.squeeze(-1)), dim=-1)  # (B, T, D)
         kernel = self.depthwise_conv.weight
         statistics: BatchStatistics | None = None
         if self.batch_norm.training:
@@ -71,7 +72,7 @@ class ConvolutionModule(nn.Module):
         else:
             scale, shift = self.batch_norm.folded(x.dtype)  # running statistics: an affine map, folded into the kernel
             x = self._depthwise(x, kernel * scale[:, None, None], shift)
-        x = F.linear(self.activation(x), self.pointwise_conv2.weight.squeeze(-1))
+        x = linear(self.activation(x), self.pointwise_conv2.weight.squeeze(-1))
         return self.dropout(x), statistics
 
     def _depthwise(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:

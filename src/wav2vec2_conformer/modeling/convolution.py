@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# B batch, T positions, C channels, K kernel
+# B batch, T positions, C channels, K kernel, O outputs
 
 __all__ = ["conv1d_channels_last"]
+
+SMALLEST_WEIGHT = 1 << 19  # from here on, products of one clip are faster than its convolution
 
 
 def conv1d_channels_last(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> Tensor:
-    """Convolve (B, T, C_in) with `weight` (C_out, C_in / groups, K) into (B, T', C_out).
+    """Convolve (B, T, C) with `weight` (O, C / groups, K) into (B, T', O).
 
     `(B, T, C)` is what a channels-last image of height 1 looks like in memory, so a two-dimensional convolution takes
     and gives it as it is: views in, view out. oneDNN's channels-last kernels are then 1.4 to 2.5 times as fast as
-    `conv1d` on the transposed tensor, and 20 times for the depthwise convolution (`benchmarks/convolutions.py`).
-    An input that is empty, or shorter than the kernel, gives T' = 0.
+    `conv1d` on the transposed tensor, and 20 times for the depthwise convolution; for one clip and wide layers, matrix
+    products on strided views are faster still (`benchmarks/convolutions.py`). An input shorter than the kernel gives
+    T' = 0.
     """
     batch, length, _ = x.shape
     if length == 0 or length + 2 * padding < weight.shape[2]:
         return x.new_zeros(batch, 0, weight.shape[0])
-    image = x.transpose(1, 2).unsqueeze(2)  # (B, C_in, 1, T)
-    image = F.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), 1, groups)  # (B, C_out, 1, T')
-    return image.squeeze(2).transpose(1, 2)  # (B, T', C_out)
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu"
+    if not plain and batch == 1 and padding == 0 and groups == 1 and weight.numel() >= SMALLEST_WEIGHT:
+        return products(x[0], weight, bias, stride).unsqueeze(0)
+    image = x.transpose(1, 2).unsqueeze(2)  # (B, C, 1, T)
+    image = F.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), 1, groups)  # (B, O, 1, T')
+    return image.squeeze(2).transpose(1, 2)  # (B, T', O)
+
+
+def products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Convolve (T, C) as matrix products on strided views of it: (T', O).
+
+    The windows of neighbouring frames overlap, and overlapping rows are no matrix that BLAS takes; the first `stride`
+    taps of all windows are one, so are the next ones, and their products add up in place.
+    """
+    length, channels = x.shape
+    outputs, _, kernel = weight.shape
+    frames = (length - kernel) // stride + 1
+    x = x.contiguous()
+    total = x.new_zeros(frames, outputs) if bias is None else bias.expand(frames, outputs)
+    for first in range(0, kernel, stride):
+        taps = min(stride, kernel - first)
+        shape, strides = (frames, taps * channels), (stride * channels, 1)
+        windows = x.as_strided(shape, strides, x.storage_offset() + first * channels)
+        matrix = weight[:, :, first : first + taps].permute(2, 1, 0).reshape(taps * channels, outputs)
+        total = torch.addmm(total, windows, matrix) if first == 0 else total.addmm_(windows, matrix)
+    return total

@@ -36,6 +36,12 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
                 "a CTC head needs `config.vocab_size`, got None; pass it, for instance "
                 "`Wav2Vec2ConformerForCTC.from_pretrained(..., vocab_size=len(processor.tokenizer))`"
             )
+        if config.pad_token_id is None or not 0 <= config.pad_token_id < config.vocab_size:
+            raise ValueError(
+                f"`pad_token_id` is the blank of CTC and must lie in [0, vocab_size = {config.vocab_size}), got "
+                f"{config.pad_token_id}; set it to the index of the padding token"
+            )
+        self.blank = config.pad_token_id
         self.wav2vec2_conformer = Wav2Vec2ConformerModel(config)
         self.target_lang = target_lang
         self.dropout = Dropout(config.final_dropout)
@@ -90,7 +96,7 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
                 logits,
                 labels,
                 lengths,
-                blank=self.config.pad_token_id or 0,
+                blank=self.blank,
                 reduction=self.config.ctc_loss_reduction,
                 zero_infinity=self.config.ctc_zero_infinity,
             )
@@ -102,10 +108,12 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
     def _blank_padding(self, logits: Tensor, lengths: Tensor) -> Tensor:
         valid = frame_mask(lengths, logits.shape[1]).unsqueeze(-1)
         columns = torch.arange(logits.shape[-1], device=logits.device)
-        blank = torch.where(columns == (self.config.pad_token_id or 0), 0.0, PADDING_LOGIT).to(logits.dtype)
+        blank = torch.where(columns == self.blank, 0.0, PADDING_LOGIT).to(logits.dtype)
         return torch.where(valid, logits, blank)
 
     def _check_labels(self, labels: Tensor) -> None:
+        if labels.dim() != 2:
+            raise ValueError(f"labels must be of shape (batch, length), got {tuple(labels.shape)}")
         if labels.numel() and int(labels.max()) >= self.lm_head.out_features:
             raise ValueError(
                 f"labels must be below vocab_size = {self.lm_head.out_features}, got {int(labels.max())}; the model "

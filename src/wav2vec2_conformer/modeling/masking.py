@@ -9,7 +9,7 @@ from torch import Tensor
 
 # B batch, T positions (frames, or feature channels)
 
-__all__ = ["sample_spans"]
+__all__ = ["sample_spans", "thin_to_equal_counts"]
 
 
 def sample_spans(
@@ -54,3 +54,29 @@ def sample_spans(
     begun = begins.cumsum(1)
     ended = torch.nn.functional.pad(begun, (span, 0))[:, :size]
     return begun > ended
+
+
+def thin_to_equal_counts(mask: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Unmask random positions until all rows have as many masked ones as the row with the fewest.
+
+    So fairseq does for pre-training: every utterance then weighs the same, and the loss computes without filler. A row
+    without any masked position stays so and does not set the count, or one clip that is shorter than a span would
+    unmask the whole batch.
+
+    Args:
+        mask: (B, T) bool, True = masked.
+        generator: where the randomness comes from; `None`: torch's default generator.
+
+    Returns:
+        (B, T) bool, True = masked; nowhere where `mask` is False.
+    """
+    rows, size = mask.shape
+    if rows == 0 or size == 0:
+        return mask
+    source: dict[str, Any] = {} if generator is None else {"generator": generator}
+    counts = mask.sum(1)
+    fewest = counts.masked_fill(counts == 0, size).amin()
+    scores = torch.rand((rows, size), device=mask.device, **source).masked_fill(~mask, -1)
+    order = scores.argsort(dim=1, descending=True)
+    kept = (torch.arange(size, device=mask.device) < fewest).expand(rows, -1)
+    return mask & torch.zeros_like(mask).scatter(1, order, kept)
