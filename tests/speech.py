@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 from numpy.typing import NDArray
+
+from wav2vec2_conformer.cli import main
 
 RATE = 16_000
 # Far enough apart for speed perturbation (10 %), low enough for telephone rates (8 kHz).
@@ -32,7 +38,7 @@ TINY: dict[str, Any] = {
     "num_conv_pos_embeddings": 4,
     "num_conv_pos_embedding_groups": 4,
     "position_embeddings_type": "rotary",
-    "conv_depthwise_kernel_size": 7,
+    "conv_depthwise_kernel_size": 15,
     "initializer_range": 0.05,
     "hidden_dropout": 0.0,
     "activation_dropout": 0.0,
@@ -77,7 +83,7 @@ def speak(text: str, generator: np.random.Generator | None = None, noise: float 
     return waveform
 
 
-def sentences(count: int, seed: int, words: tuple[int, int] = (1, 3), letters: tuple[int, int] = (1, 4)) -> list[str]:
+def sentences(count: int, seed: int, words: tuple[int, int] = (2, 4), letters: tuple[int, int] = (1, 3)) -> list[str]:
     """Random texts, doubled letters among them."""
     generator = np.random.default_rng(seed)
 
@@ -105,3 +111,45 @@ def write_config(path: Path, **changes: Any) -> Path:
     """Write the tiny network's configuration."""
     path.write_text(json.dumps(TINY | changes))
     return path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `wav2vec2-conformer train ctc` left: its exit code, what it printed, and its folder."""
+
+    code: int
+    stdout: str
+    stderr: str
+    folder: Path
+
+    @property
+    def result(self) -> dict[str, float]:
+        """The figures that the command printed."""
+        return dict(json.loads(self.stdout))
+
+
+_TRAINED: list[Trained] = []
+
+
+def trained_model(factory: pytest.TempPathFactory) -> Trained:
+    """Train the tiny network on the toy language, once a session (10 s on a core)."""
+    if not _TRAINED:
+        folder = factory.mktemp("trained")
+        arguments = {
+            "--train": write_manifest(folder / "train.jsonl", sentences(60, 0)),
+            "--dev": write_manifest(folder / "dev.jsonl", sentences(10, 1), seed=1),
+            "--config": write_config(folder / "config.json"),
+            "--output": folder / "model",
+            "--epochs": 28,
+            "--batch-seconds": 10,
+            "--learning-rate": 1e-2,
+            "--evaluate-every": 50,
+            "--workers": 0,
+            "--cache-gb": 0.01,
+        }
+        command = ["train", "ctc", "--no-augment", *(str(part) for pair in arguments.items() for part in pair)]
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            code = main(command)
+        _TRAINED.append(Trained(code, stdout.getvalue(), stderr.getvalue(), folder / "model"))
+    return _TRAINED[0]

@@ -34,7 +34,7 @@ def set_up_messages() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.getLogger("wav2vec2_conformer").addHandler(handler)
+    logging.getLogger("wav2vec2_conformer").handlers = [handler]  # one, however often `main` is called
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

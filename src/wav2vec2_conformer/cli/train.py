@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 __all__ = ["add_parser"]
@@ -63,5 +64,6 @@ def run_ctc(options: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(options).items() if name in CTCSettings.__dataclass_fields__}
     result = train_ctc(CTCSettings(**given, augment=not options.no_augment), resume=options.resume)
-    print(json.dumps(result))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        print(json.dumps(result))
     return 0

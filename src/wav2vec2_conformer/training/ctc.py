@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -98,7 +100,7 @@ class CTCSettings:
     workers: int = 1
     seed: int = 0
     # What may differ between a run and its continuation.
-    FREE: tuple[str, ...] = field(default=("workers", "output", "cache_gb"), init=False, repr=False)
+    FREE: ClassVar[tuple[str, ...]] = ("workers", "output", "cache_gb")
 
 
 class CTCTrainer(SpeechTrainer):
@@ -202,7 +204,7 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
     normalize = bool(processor.feature_extractor.do_normalize)
     cache = int(settings.cache_gb * 1e9)
     make: dict[str, Any] = {"seed": settings.seed, "do_normalize": normalize, "cache_bytes": cache}
-    collator = CTCCollator(lambda samples: frames_of(samples, model.config))
+    collator = CTCCollator(partial(frames_of, config=model.config))
     train_loader = SpeechLoader(
         SpeechDataset(train, encoder, augment=augment, **make),
         collator,
@@ -213,11 +215,13 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
         rank=arguments.process_index,
         world_size=arguments.world_size,
     )
+    if len(dev) < arguments.world_size:
+        raise ValueError(f"{settings.dev} has {len(dev)} utterances for {arguments.world_size} processes; give more")
     share = dev[arguments.process_index :: arguments.world_size]  # each utterance is judged once, on one process
     dev_loader = SpeechLoader(
         SpeechDataset(share, encoder, **make),
         CTCCollator(),  # no utterance is too short to be judged
-        batch_seconds=max(settings.batch_seconds, *(utterance.duration for utterance in share)),
+        batch_seconds=max([settings.batch_seconds, *(utterance.duration for utterance in share)]),
         seed=settings.seed,
         shuffle=False,
     )
@@ -235,10 +239,11 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
     trainer.remove_callback(ProgressCallback)
     processor.save_pretrained(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    skipped = torch.tensor(trainer.skipped_utterances, device=arguments.device)  # by this process
     return {
         "best_wer": float(trainer.state.best_metric or 0.0),
         "steps": float(trainer.state.global_step),
-        "skipped_utterances": float(trainer.skipped_utterances),
+        "skipped_utterances": float(trainer.accelerator.reduce(skipped, reduction="sum")),
         "skipped_steps": float(trainer.skipped_steps),
     }
 
@@ -262,7 +267,7 @@ def prepare_output(output: Path, settings: CTCSettings, resume: bool) -> Path | 
     if resume and checkpoint is None:
         logger.warning("%s holds no complete checkpoint: starting from the beginning", output)
     output.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_suffix(".tmp")
+    temporary = record.with_suffix(f".{os.getpid()}.tmp")  # every process writes the same
     temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")
     temporary.replace(record)
     return checkpoint
@@ -275,11 +280,17 @@ def prepare_model(settings: CTCSettings, texts: list[str]) -> tuple[Wav2Vec2Conf
     if settings.init:
         processor = load_processor(settings.init) or build_processor(build_vocabulary(texts))
         ids: dict[str, Any] = token_ids(processor)
-        model = Wav2Vec2ConformerForCTC.from_pretrained(settings.init, dtype=torch.float32, **ids)
+        # A head for another vocabulary starts anew; network weights of another shape are an error all the same.
+        model = Wav2Vec2ConformerForCTC.from_pretrained(
+            settings.init, dtype=torch.float32, ignore_mismatched_sizes=True, **ids
+        )
     else:
         processor = build_processor(build_vocabulary(texts))
         source = settings.config or str(DEFAULT_MODEL / "config.json")
-        config = Wav2Vec2ConformerConfig.from_json_file(source)
+        try:
+            config = Wav2Vec2ConformerConfig.from_json_file(source)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source}: not a JSON file ({error}); expected a model's config.json") from error
         for name, value in token_ids(processor).items():
             setattr(config, name, value)
         model = Wav2Vec2ConformerForCTC(config)
@@ -325,4 +336,6 @@ def training_arguments(settings: CTCSettings, output: Path) -> TrainingArguments
         seed=settings.seed,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
+        # Without it, Accelerate takes processes that torchrun started on a machine without a GPU for strangers.
+        use_cpu=not torch.accelerator.is_available(),
     )

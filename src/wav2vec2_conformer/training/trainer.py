@@ -65,6 +65,11 @@ class SkipBadSteps(TrainerCallback):
 
     def __init__(self, trainer: SpeechTrainer) -> None:
         self.trainer = trainer
+        self.statistics: list[Tensor] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The forward pass moves them; one NaN would stay in them for good.
+        self.statistics = [buffer.clone() for buffer in running_statistics(cast(nn.Module, self.trainer.model))]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         trainer = self.trainer
@@ -79,6 +84,14 @@ class SkipBadSteps(TrainerCallback):
                 trainer.skipped_steps,
             )
             network.zero_grad(set_to_none=True)
+            for buffer, before in zip(running_statistics(network), self.statistics, strict=True):
+                buffer.copy_(before)
+
+
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """The buffers of the batch norms."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
@@ -131,6 +144,10 @@ class SpeechTrainer(Trainer):
         if not bool(self.accelerator.reduce(finite, reduction="sum") == self.accelerator.num_processes):
             self.bad_loss = True  # on every process alike, so that none waits for another in `backward`
             loss = torch.nan_to_num(loss) * 0.0
+        if self.accelerator.num_processes > 1:
+            # DDP waits for a gradient of every parameter, also where a block was dropped, nothing was masked or a
+            # batch has no utterance.
+            loss = loss + 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
         self.accelerator.backward(loss)
         return loss.detach()
 
