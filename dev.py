@@ -22,16 +22,18 @@ COMMANDS = {
         ["ruff", "format", "--check", "."],
         ["ruff", "check", "."],
         ["mypy"],
-        ["python", "-m", "pytest"],
+        ["python", "-m", "pytest", "-n", "auto"],
     ],
-    "fast": [["python", "-m", "pytest", "-m", "not slow"]],
+    "fast": [["python", "-m", "pytest", "-n", "auto", "-m", "not slow"]],
 }
 
 
 def run(command: list[str]) -> None:
     """Run a program of the environment; its failure is ours."""
     program = BIN / command[0]
-    code = subprocess.run([str(program), *command[1:]], cwd=ROOT).returncode
+    # A test process a core: more threads in each would only wait for each other.
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if "pytest" in command else {})
+    code = subprocess.run([str(program), *command[1:]], cwd=ROOT, env=environment).returncode
     if code:
         sys.exit(code)
 
