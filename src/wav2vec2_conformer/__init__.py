@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .audio import AudioError
     from .configuration import Wav2Vec2ConformerConfig
-    from .modeling import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel
+    from .modeling import (
+        Wav2Vec2ConformerForAudioFrameClassification,
+        Wav2Vec2ConformerForCTC,
+        Wav2Vec2ConformerForSequenceClassification,
+        Wav2Vec2ConformerForXVector,
+        Wav2Vec2ConformerModel,
+        Wav2Vec2ConformerPreTrainedModel,
+    )
     from .transcription import Transcriber, Transcript
 
 __all__ = [
@@ -14,7 +21,10 @@ __all__ = [
     "Transcriber",
     "Transcript",
     "Wav2Vec2ConformerConfig",
+    "Wav2Vec2ConformerForAudioFrameClassification",
     "Wav2Vec2ConformerForCTC",
+    "Wav2Vec2ConformerForSequenceClassification",
+    "Wav2Vec2ConformerForXVector",
     "Wav2Vec2ConformerModel",
     "Wav2Vec2ConformerPreTrainedModel",
 ]
@@ -26,7 +36,10 @@ HOMES = {
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "Wav2Vec2ConformerConfig": "configuration",
+    "Wav2Vec2ConformerForAudioFrameClassification": "modeling",
     "Wav2Vec2ConformerForCTC": "modeling",
+    "Wav2Vec2ConformerForSequenceClassification": "modeling",
+    "Wav2Vec2ConformerForXVector": "modeling",
     "Wav2Vec2ConformerModel": "modeling",
     "Wav2Vec2ConformerPreTrainedModel": "modeling",
 }

@@ -6,9 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# B batch, T frames, V vocabulary, S labels
+# B batch, T frames, V vocabulary, S labels, P width of a comparison, G codebook groups, K negatives
 
-__all__ = ["ctc_loss"]
+__all__ = [
+    "IGNORED",
+    "am_softmax_loss",
+    "class_ids",
+    "class_loss",
+    "contrastive_loss",
+    "ctc_loss",
+    "diversity_loss",
+    "multi_label_loss",
+]
 
 
 def ctc_loss(
@@ -59,3 +68,173 @@ def ctc_loss(
     if reduction == "mean":
         return (losses / counts.clamp(min=1)).mean()
     return losses.sum()
+
+
+def contrastive_loss(
+    predictions: Tensor,
+    targets: Tensor,
+    codes: Tensor,
+    mask: Tensor,
+    negatives: Tensor,
+    *,
+    temperature: float,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy of each masked frame's target among its negatives, by cosine similarity (Baevski et al. 2020).
+
+    A negative with the codes of the target does not count. An utterance's similarities are one product of its masked
+    predictions with its targets, from which the K+1 wanted columns are picked, so no negative is ever copied.
+
+    Args:
+        predictions: (B, T, P).
+        targets: (B, T, P).
+        codes: (B, T, G) integers; frames with the same ones have the same target.
+        mask: (B, T) bool, True = the frame counts.
+        negatives: (B, T, K) integers, `row * T + frame`; those of unmasked frames are not read.
+        temperature: what the similarities are divided by.
+        valid: (B, T) bool, False = padding; `None`: every frame is valid.
+
+    Returns:
+        () float32, the sum over the masked frames; 0 where there is none, and where no frame has negatives that count.
+
+    Raises:
+        ValueError: negatives of another shape, of another utterance or in the padding.
+    """
+    inside, most = _frames_of_negatives(negatives, mask, valid)
+    places = mask.long().argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, n), masked frames first
+    counts = mask.gather(1, places)
+    inside = inside.gather(1, places.unsqueeze(-1).expand(-1, -1, negatives.shape[2]))
+    columns = torch.cat((places.unsqueeze(-1), inside), dim=-1)  # (B, n, K+1), the positive first
+    with torch.autocast(predictions.device.type, enabled=False):
+        masked = predictions.gather(1, places.unsqueeze(-1).expand(-1, -1, predictions.shape[2]))
+        masked = F.normalize(masked.float(), dim=-1, eps=1e-8)  # (B, n, P)
+        similarities = masked @ F.normalize(targets.float(), dim=-1, eps=1e-8).transpose(1, 2)  # (B, n, T)
+        logits = similarities.gather(2, columns) / temperature
+    equal = torch.ones_like(inside, dtype=torch.bool)
+    for group in codes.unbind(-1):  # (B, T)
+        picked = group.unsqueeze(1).expand(-1, most, -1).gather(2, columns)
+        equal &= picked[..., 1:] == picked[..., :1]
+    negative_logits = logits[..., 1:].masked_fill(equal, -torch.inf)
+    losses = torch.cat((logits[..., :1], negative_logits), dim=-1).logsumexp(-1) - logits[..., 0]  # (B, n)
+    return losses.masked_fill(~counts, 0).sum()
+
+
+def _frames_of_negatives(negatives: Tensor, mask: Tensor, valid: Tensor | None) -> tuple[Tensor, int]:
+    """Negatives as (B, T, K) frames of their own row, 0 where they are not read, and the highest count of a row."""
+    rows, frames = mask.shape
+    if negatives.dim() != 3 or negatives.shape[:2] != mask.shape:
+        raise ValueError(
+            f"the negatives must be of shape ({rows}, {frames}, number of negatives), got {tuple(negatives.shape)}"
+        )
+    read = mask.unsqueeze(-1)
+    inside = negatives.long() - frames * torch.arange(rows, device=negatives.device).view(-1, 1, 1)
+    wrong = (inside < 0) | (inside >= frames)
+    inside = inside.masked_fill(wrong | ~read, 0)
+    if valid is not None:
+        wrong = wrong | ~valid.unsqueeze(1).expand(-1, frames, -1).gather(2, inside)
+    most, refused = torch.stack((mask.sum(1).amax(), (wrong & read).any().long())).tolist()  # the one synchronisation
+    if refused:
+        raise ValueError(
+            "a masked frame has a negative of another utterance or in the padding; negatives are `row * frames + "
+            f"frame`, with {frames} frames a row and `frame` a valid one of the same row: draw them with "
+            "`sample_negatives` for masks that keep to the attention mask, as those of `sample_spans` do"
+        )
+    return inside, most
+
+
+def diversity_loss(perplexity: Tensor, entries: int, masked: Tensor) -> Tensor:
+    """Unused share of the codebook, times the number of masked frames (Baevski et al. 2020, equation 4, as in fairseq).
+
+    Args:
+        perplexity: () effectively used entries, summed over the codebook groups.
+        entries: all entries, G * V.
+        masked: () number of masked frames.
+    """
+    return (entries - perplexity.float()) / entries * masked
+
+
+IGNORED = -100  # the label of what has no share in a loss, as everywhere in torch
+
+
+def class_ids(labels: Tensor, shape: tuple[int, ...], classes: int) -> Tensor:
+    """Labels as int64 class ids of `shape`, each in [0, classes) or `IGNORED`; (B, 1) serves for a shape of (B,).
+
+    Raises:
+        ValueError: another shape, another kind of number, or a class that there is not.
+    """
+    if labels.is_floating_point() or labels.shape not in (shape, (*shape, 1)):
+        raise ValueError(
+            f"`labels` must be class ids: whole numbers of shape {tuple(shape)}, got {tuple(labels.shape)} of "
+            f"{labels.dtype}; one-hot rows become class ids by `.argmax(-1)`"
+        )
+    ids = labels.reshape(shape).long()
+    wrong = ((ids < 0) | (ids >= classes)) & (ids != IGNORED)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"`labels` must be at least 0 and below num_labels = {classes}, or {IGNORED} where they should not count, "
+            f"got {ids[wrong][0].item()}; a configuration with more classes needs `num_labels=` or `id2label=`"
+        )
+    return ids
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, the mean over all labels but those of -100.
+
+    Args:
+        logits: (..., C).
+        labels: (...) class ids.
+
+    Returns:
+        () in at least float32; 0 where no label counts.
+    """
+    wide = _at_least_float32(logits).flatten(0, -2)
+    total = F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def multi_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy of each class, the mean over all targets but negative ones.
+
+    Args:
+        logits: (..., C).
+        targets: (..., C), the probability of each class, in [0, 1].
+
+    Returns:
+        () in at least float32; 0 where no target counts.
+    """
+    wide, counted = _at_least_float32(logits), targets >= 0
+    wanted, weight = targets.clamp(min=0).to(wide.dtype), counted.to(wide.dtype)
+    total = F.binary_cross_entropy_with_logits(wide, wanted, weight, reduction="sum")
+    return total / counted.sum().clamp(min=1)
+
+
+def am_softmax_loss(
+    vectors: Tensor, directions: Tensor, labels: Tensor, *, scale: float = 30.0, margin: float = 0.4
+) -> Tensor:
+    """Cross entropy of scaled cosines, the right class's less a margin (additive margin softmax, Wang et al. 2018).
+
+    A vector of zeros has no direction: its cosines are 0, and it gets no gradient.
+
+    Args:
+        vectors: (B, X), of any length.
+        directions: (X, C), one column a class, of any length.
+        labels: (B,) class ids; a vector labelled -100 has no share.
+        scale: what the cosines are multiplied by.
+        margin: what the right class's cosine is lessened by.
+
+    Returns:
+        () in at least float32, the mean over the labelled vectors; 0 where there is none.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        cosines = _unit(_at_least_float32(vectors), 1) @ _unit(_at_least_float32(directions), 0)  # (B, C)
+    right = labels.unsqueeze(1) == torch.arange(directions.shape[1], device=labels.device)
+    return class_loss(scale * torch.where(right, cosines - margin, cosines), labels)
+
+
+def _unit(x: Tensor, dim: int) -> Tensor:
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return torch.where(length > 1e-12, x / length.clamp(min=1e-12), 0)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
