@@ -150,7 +150,7 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
         if self.output_hidden_size is None:
             self.output_hidden_size = self.hidden_size
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
-        self._check()
+        self.check()
 
     @property
     def num_feat_extract_layers(self) -> int:
@@ -166,8 +166,8 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
         """The configuration as a JSON-ready dictionary, with the derived field that the references' files carry."""
         return {**super().to_dict(), "num_feat_extract_layers": self.num_feat_extract_layers}
 
-    def _check(self) -> None:
-        """Refuse what no network can be built from, with the remedy."""
+    def check(self) -> None:
+        """Refuse what no network can be built from, with the remedy, as a `ValueError`."""
         self._check_whole_numbers()
         self._check_rates()
         self._check_names()

@@ -1,16 +1,31 @@
-"""Finding the processor (feature extractor and tokenizer) that belongs to a model."""
+"""The model that comes with the package, and the processor (feature extractor, tokenizer) that belongs to a model."""
 
 from __future__ import annotations
 
-from transformers import Wav2Vec2Processor
+from pathlib import Path
 
-__all__ = ["load_processor"]
+from transformers import Wav2Vec2Processor
+from transformers.utils.hub import cached_file
+
+__all__ = ["DEFAULT_MODEL", "load_processor"]
+
+DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 
 
 def load_processor(model: str) -> Wav2Vec2Processor | None:
-    """The processor saved beside a model (a folder or a Hub id), or None where there is none."""
+    """The processor saved beside a model (a folder or a Hub id), or None where there is none.
+
+    Raises:
+        ValueError: there is one, and it cannot be read.
+    """
+    found = [
+        cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        for name in ("vocab.json", "tokenizer_config.json")
+    ]
+    if not any(found):
+        return None
     try:
         processor = Wav2Vec2Processor.from_pretrained(model)
-    except (OSError, TypeError, ValueError):
-        return None
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{model}: its processor cannot be read ({error})") from error
     return processor if isinstance(processor, Wav2Vec2Processor) else None

@@ -6,6 +6,7 @@ logits are stitched where both sides hear a pause.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,13 +24,12 @@ from .data import normalize_waveform
 from .decoding import best_path
 from .lengths import frames_of
 from .modeling import Wav2Vec2ConformerForCTC
-from .processing import load_processor
+from .processing import DEFAULT_MODEL, load_processor
 
 # B batch, N samples, T frames, V vocabulary
 
 __all__ = ["DEFAULT_MODEL", "Transcriber", "Transcript", "default_device"]
 
-DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 WINDOW = 30.0  # seconds
 OVERLAP = 6.0  # seconds that neighbouring windows share; they are joined inside its middle half
 PAUSE = 0.3  # seconds over which a pause is sought
@@ -59,7 +59,6 @@ class _Window:
 class _Recording:
     """A recording on its way through: most likely tokens so far, and the end of the last window, still open."""
 
-    name: str
     samples: int = 0
     error: AudioError | None = None
     complete: bool = False
@@ -76,7 +75,8 @@ class Transcriber:
         processor: its processor; of its feature extractor only `do_normalize` matters, since every clip is normalised
             alone and every batch is masked here, whatever a saved processor says.
         device: where to compute.
-        batch_seconds: seconds of audio, padding included, that the network sees at once.
+        batch_seconds: seconds of audio, padding included, that the network sees at once; at least one window of up to
+            30 s.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Transcriber:
     ) -> None:
         if not batch_seconds > 0:
             raise ValueError(f"`batch_seconds` must be above 0, got {batch_seconds}; 120 is usual")
-        known, columns = len(processor.tokenizer), model.lm_head.out_features
+        known, columns = processor.tokenizer.vocab_size, model.lm_head.out_features  # without tokens added later
         if known > columns:
             raise ValueError(f"the tokenizer knows {known} tokens, the model {columns}; they do not belong together")
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.model = nn.Module.to(model, self.device)
         self.model.train(False)
         self.tokenizer = processor.tokenizer
@@ -120,15 +120,22 @@ class Transcriber:
             ValueError: there is no processor beside the model.
             OSError: there is no such model.
         """
-        name = str(model or DEFAULT_MODEL)
-        network = Wav2Vec2ConformerForCTC.from_pretrained(name, dtype=torch.float32)
+        device = usable_device(device or default_device())  # before anything is loaded
+        name = str(DEFAULT_MODEL if model is None else model)
+        network, info = Wav2Vec2ConformerForCTC.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        untrained = sorted(key for key in info["missing_keys"] if "lm_head" in key or "adapter." in key)
+        if untrained:
+            raise ValueError(
+                f"{name}: {', '.join(untrained)} are missing, so it would write random letters; expected a model that "
+                "was fine-tuned for CTC"
+            )
         processor = load_processor(name)
         if processor is None:
             raise ValueError(
                 f"{name}: there is no processor (vocab.json, preprocessor_config.json) beside the model; it says which "
                 "column of the logits means which letter"
             )
-        return cls(network, processor, device=device or default_device(), batch_seconds=batch_seconds)
+        return cls(network, processor, device=device, batch_seconds=batch_seconds)
 
     def transcribe(self, source: Source, *, sample_rate: int | None = None) -> Transcript:
         """Transcribe one recording.
@@ -145,6 +152,11 @@ class Transcriber:
             if sample_rate is None:
                 raise ValueError("an array of samples needs its `sample_rate` in Hz, for instance 16000; got None")
             source = prepare_waveform(source, sample_rate)
+        elif not isinstance(source, str | bytes | os.PathLike) and not hasattr(source, "read"):
+            raise ValueError(
+                f"cannot transcribe {type(source).__name__}; expected a path, bytes, a binary stream or a numpy array "
+                "(`numpy.asarray` makes one of lists and tensors)"
+            )
         elif sample_rate is not None:
             raise ValueError("`sample_rate` belongs to arrays; a file says its rate itself")
         result = next(self.transcribe_many([source]))
@@ -171,8 +183,8 @@ class Transcriber:
             while waiting and (waiting[0].complete or waiting[0].error is not None):
                 yield self._result(waiting.popleft())
 
-        for number, source in enumerate(sources):
-            recording = _Recording(name=str(source) if isinstance(source, str | Path) else f"recording {number}")
+        for source in sources:
+            recording = _Recording()
             waiting.append(recording)
             for window in self._windows(recording, source):
                 longest = max(len(piece.samples) for piece in [*batch, window])
@@ -206,7 +218,7 @@ class Transcriber:
     @staticmethod
     def _blocks(source: Source) -> Iterator[NDArray[np.float32]]:
         if isinstance(source, np.ndarray):
-            return iter([np.ascontiguousarray(source, dtype=np.float32)])
+            return iter([prepare_waveform(source, SAMPLE_RATE)])
         return iter_audio(source, block_seconds=WINDOW)
 
     @torch.inference_mode()
@@ -275,6 +287,18 @@ class Transcriber:
         path = best_path(torch.cat(recording.tokens), self.blank)
         text = str(self.tokenizer.decode(path, group_tokens=False))
         return Transcript(text=" ".join(text.split()), duration=recording.samples / SAMPLE_RATE)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of a name, if this machine and this torch can compute on it."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot compute on device {str(device)!r} ({reason}); use cpu, or cuda where there is one"
+        ) from error
+    return torch.device(device)
 
 
 def default_device() -> str:

@@ -222,9 +222,9 @@ def test_a_folder_stands_for_the_audio_files_below_it(
     assert command(tmp_path) == (0, f"{first}\t{texts[0]}\n{second}\t{texts[2]}\n", "")
     empty = tmp_path / "empty"
     empty.mkdir()
-    code, out, err = command(empty)
-    assert (code, out) == (2, "")
-    assert "no audio files in this folder" in err
+    code, out, err = command(empty, recordings[0])  # named, and the others are transcribed
+    assert (code, out) == (1, f"{recordings[0]}\t{texts[0]}\n")
+    assert err.startswith(f"wav2vec2-conformer: {empty}: is a ")
 
 
 def test_json_lines(command: Command, recordings: list[Path], texts: list[str], tmp_path: Path) -> None:

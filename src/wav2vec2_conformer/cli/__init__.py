@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -39,10 +40,16 @@ def set_up_messages() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name need not be valid text
+            stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
-    set_up_messages()
     try:
+        set_up_messages()
         return int(options.run(options))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError) as error:
         print(f"wav2vec2-conformer: {error}", file=sys.stderr)
         return 2

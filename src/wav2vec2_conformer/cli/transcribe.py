@@ -38,7 +38,13 @@ def add_parser(commands: Any) -> None:
     add("files", nargs="+", metavar="FILE", help="recordings or folders of them; - reads a recording from stdin")
     add("--model", metavar="MODEL", help="folder or Hub id (default: the small English model of the package)")
     add("--json", action="store_true", help='one JSON object a line: {"file", "text", "duration"} or {"file", "error"}')
-    add("--batch-seconds", type=float, default=120.0, metavar="S", help="audio computed at once (%(default)s)")
+    add(
+        "--batch-seconds",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="audio computed at once (%(default)s)",
+    )
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     parser.set_defaults(run=run)
 
@@ -49,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
     from ..transcription import Transcriber, Transcript
 
     files = list(find(options.files))
+    if "-" in files and (sys.stdin is None or files.count("-") > 1):
+        raise ValueError("- reads one recording from stdin, which must be open")
     transcriber = Transcriber.from_pretrained(options.model, device=options.device, batch_seconds=options.batch_seconds)
     failed = False
     with Progress(files, audio_duration) as progress:
@@ -75,13 +83,11 @@ def find(names: list[str]) -> Iterator[str]:
 
     for name in names:
         path = Path(name)
-        if name == "-" or not path.is_dir():
-            yield name
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
-        if not inside:
-            raise ValueError(f"{name}: no audio files in this folder")
-        yield from map(str, inside)
+        inside: list[Path] = []
+        if name not in ("", "-") and path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        # a folder without such files stays in the list, to be named as one that cannot be transcribed
+        yield from map(str, inside) if inside else [name]
 
 
 class Progress:
@@ -92,7 +98,8 @@ class Progress:
         total = 0.0
         for file in files if self.shown else ():
             try:
-                total += (duration(file) or 0.0) if file != "-" else 0.0
+                # not of a pipe, which asking would empty
+                total += (duration(file) or 0.0) if Path(file).is_file() else 0.0
             except (ValueError, OSError):
                 continue  # the transcriber will say it
         self.bar = tqdm(

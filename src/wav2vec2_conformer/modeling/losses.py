@@ -39,7 +39,7 @@ def ctc_loss(
         lengths: (B,) valid frames of each clip.
         blank: the blank's column.
         reduction: `"sum"` over the clips, `"mean"` (each clip's loss divided by its number of labels, then the mean
-            over the clips) or `"none"` for (B,) losses.
+            over the clips that have a frame) or `"none"` for (B,) losses.
         zero_infinity: whether a clip with more labels than frames counts 0 instead of infinity.
 
     Returns:
@@ -48,6 +48,7 @@ def ctc_loss(
     if logits.shape[1] == 0:
         losses = logits.float().sum((1, 2))  # zeros that still lead back to the network's output
         return losses if reduction == "none" else losses.sum()
+    lengths = lengths.long()  # a mask of floats gives lengths of floats
     log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)  # (T, B, V)
     lengths = lengths.clamp(max=logits.shape[1])
     wanted = (labels >= 0) & (labels != blank) & (lengths > 0)[:, None]
@@ -66,7 +67,7 @@ def ctc_loss(
     if reduction == "none":
         return losses
     if reduction == "mean":
-        return (losses / counts.clamp(min=1)).mean()
+        return (losses / counts.clamp(min=1)).sum() / (lengths > 0).sum().clamp(min=1)
     return losses.sum()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -23,6 +25,8 @@ from .positions import RotaryPositions
 from .unused import UnusedTensors, seal_unused
 
 # B batch, N samples, T frames, C conv channels, D hidden size, L blocks
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Wav2Vec2ConformerModel", "Wav2Vec2ConformerPreTrainedModel"]
 
@@ -53,9 +57,14 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
             ValueError: weights of the network itself are missing. (A head may be missing: it starts at random, with a
                 warning, as fine-tuning wants.)
         """
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        try:
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: its weights are damaged or truncated ({error})"
+            ) from error
         model, info = loaded
         seal_unused(model)
         inside = "" if model.base_model is model else f"{cls.base_model_prefix}."
@@ -67,7 +76,14 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
                 f"shape, and random ones would give wrong results without a sign: {', '.join(missing[:5])}, ... "
                 "Expected a Wav2Vec2-Conformer checkpoint whose config.json belongs to its weights."
             )
+        drawn = sorted(key for key in absent if key not in missing)
+        if drawn:
+            logger.warning("%s does not have %s: drawn at random", pretrained_model_name_or_path, ", ".join(drawn))
         return (model, info) if output_loading_info else model
+
+    def __init__(self, config: Wav2Vec2ConformerConfig, *args: Any, **kwargs: Any) -> None:
+        config.check()  # fields may have been changed since it was built, as `from_pretrained(..., field=...)` does
+        super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

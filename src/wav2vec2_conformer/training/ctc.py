@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from transformers import (
     set_seed,
 )
 
+from ..audio import SAMPLE_RATE
 from ..configuration import Wav2Vec2ConformerConfig
 from ..data import (
     Augmentation,
@@ -38,16 +40,16 @@ from ..evaluation import ErrorRates
 from ..lengths import frames_of
 from ..modeling import Wav2Vec2ConformerForCTC
 from ..modeling.losses import ctc_loss
-from ..processing import load_processor
+from ..processing import DEFAULT_MODEL, load_processor
 from .checkpoints import last_checkpoint
 from .progress import ProgressBar
 from .trainer import SpeechLoader, SpeechTrainer
 
-DEFAULT_MODEL = Path(__file__).parent.parent / "assets" / "default"
-
 __all__ = ["CTCSettings", "CTCTrainer", "train_ctc"]
 
 logger = logging.getLogger(__name__)
+
+RECORD = "training.json"
 
 
 @dataclass
@@ -99,6 +101,19 @@ class CTCSettings:
     cache_gb: float = 0.0
     workers: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        above_zero = ("epochs", "batch_seconds", "max_batch", "accumulate", "clip")
+        at_least_zero = ("learning_rate", "weight_decay", "evaluate_every", "cache_gb", "workers", "seed")
+        for name in above_zero + at_least_zero:
+            value = getattr(self, name)
+            if not (value > 0 or (value == 0 and name in at_least_zero)) or value == math.inf:
+                bound = "above 0" if name in above_zero else "at least 0"
+                raise ValueError(f"`{name}` must be {bound}, got {value}")
+        for name in ("warmup", "unknown_limit"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is a share: it must be at least 0 and below 1, got {getattr(self, name)}")
+
     # What may differ between a run and its continuation.
     FREE: ClassVar[tuple[str, ...]] = ("workers", "output", "cache_gb")
 
@@ -128,7 +143,7 @@ class CTCTrainer(SpeechTrainer):
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """As in `SpeechTrainer`, and count the audio that went through."""
-        self.seconds_seen += float(inputs["attention_mask"].sum()) / 16_000
+        self.seconds_seen += float(inputs["attention_mask"].sum()) / SAMPLE_RATE
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -162,6 +177,8 @@ class CTCTrainer(SpeechTrainer):
         counts = torch.tensor([*rates.counts(), skipped], device=self.args.device)
         total = self.accelerator.reduce(counts, reduction="sum").tolist()
         rates = ErrorRates.from_counts(total[:-1])
+        if rates.utterances == 0 and rates.words == 0:
+            raise ValueError(f"none of the {total[-1]} utterances of the development set could be read")
         metrics = {
             f"{metric_key_prefix}_wer": rates.wer,
             f"{metric_key_prefix}_cer": rates.cer,
@@ -177,7 +194,7 @@ class CTCTrainer(SpeechTrainer):
         return metrics
 
 
-def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float]:
+def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float | None]:
     """Train and return the figures of the best model; its files are in `settings.output`.
 
     Raises:
@@ -197,16 +214,16 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
         )
         if unknown:
             logger.warning("%s: %d unknown characters: %s", what, unknown.total(), dict(unknown.most_common(10)))
-    encoder = TextEncoder(vocabulary)
+    encoder = TextEncoder(vocabulary, word_delimiter=tokenizer.word_delimiter_token, unknown_token=tokenizer.unk_token)
 
     arguments = training_arguments(settings, output)
     augment = Augmentation() if settings.augment else None
     normalize = bool(processor.feature_extractor.do_normalize)
     cache = int(settings.cache_gb * 1e9)
-    make: dict[str, Any] = {"seed": settings.seed, "do_normalize": normalize, "cache_bytes": cache}
+    make: dict[str, Any] = {"seed": settings.seed, "do_normalize": normalize}
     collator = CTCCollator(partial(frames_of, config=model.config))
     train_loader = SpeechLoader(
-        SpeechDataset(train, encoder, augment=augment, **make),
+        SpeechDataset(train, encoder, augment=augment, cache_bytes=cache, **make),
         collator,
         workers=settings.workers,
         batch_seconds=settings.batch_seconds,
@@ -237,11 +254,12 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    record_settings(output, settings)
     processor.save_pretrained(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     skipped = torch.tensor(trainer.skipped_utterances, device=arguments.device)  # by this process
     return {
-        "best_wer": float(trainer.state.best_metric or 0.0),
+        "best_wer": trainer.state.best_metric,  # None where nothing was evaluated
         "steps": float(trainer.state.global_step),
         "skipped_utterances": float(trainer.accelerator.reduce(skipped, reduction="sum")),
         "skipped_steps": float(trainer.skipped_steps),
@@ -249,8 +267,8 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
 
 
 def prepare_output(output: Path, settings: CTCSettings, resume: bool) -> Path | None:
-    """Check or create the output folder; the checkpoint to go on from, if there is one."""
-    record = output / "training.json"
+    """Check the output folder; the checkpoint to go on from, if there is one."""
+    record = output / RECORD
     checkpoint = last_checkpoint(output)
     if not resume:
         if checkpoint is not None:
@@ -266,11 +284,16 @@ def prepare_output(output: Path, settings: CTCSettings, resume: bool) -> Path | 
             raise ValueError(f"{output} was trained with other settings ({details}); resume with the same ones")
     if resume and checkpoint is None:
         logger.warning("%s holds no complete checkpoint: starting from the beginning", output)
+    return checkpoint
+
+
+def record_settings(output: Path, settings: CTCSettings) -> None:
+    """Create the output folder, and note what `resume` must find unchanged."""
+    record = output / RECORD
     output.mkdir(parents=True, exist_ok=True)
     temporary = record.with_suffix(f".{os.getpid()}.tmp")  # every process writes the same
     temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")
     temporary.replace(record)
-    return checkpoint
 
 
 def prepare_model(settings: CTCSettings, texts: list[str]) -> tuple[Wav2Vec2ConformerForCTC, Wav2Vec2Processor]:
@@ -303,7 +326,7 @@ def token_ids(processor: Wav2Vec2Processor) -> dict[str, int]:
     """What a model's configuration must say about a vocabulary."""
     tokenizer = processor.tokenizer
     return {
-        "vocab_size": len(tokenizer),
+        "vocab_size": tokenizer.vocab_size,  # of vocab.json, without tokens added later
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
