@@ -242,6 +242,7 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
         seed=settings.seed,
         shuffle=False,
     )
+    record_settings(output, settings)
     trainer = CTCTrainer(
         model,
         arguments,
@@ -254,7 +255,6 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    record_settings(output, settings)
     processor.save_pretrained(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     skipped = torch.tensor(trainer.skipped_utterances, device=arguments.device)  # by this process
