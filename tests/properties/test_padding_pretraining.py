@@ -127,13 +127,19 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: f
         assert (value - theirs[name]).abs().max() <= tolerance * scale, name
 
 
+# float32 rounding, which depends on the kernels that torch picks, reaches 1.04e-5 of scale with these large weights:
+# float64 shows that nothing but rounding is left.
 @each_variant
 @pytest.mark.parametrize("fill", FILLS)
-def test_batched_is_alone(variant: tuple[str | None, str], fill: str) -> None:
-    model, clips = cached(variant), draw_clips([*CLIPS, 399])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-5), (torch.float64, 1e-11)])
+def test_batched_is_alone(variant: tuple[str | None, str], fill: str, dtype: torch.dtype, bound: float) -> None:
+    model = copy.deepcopy(cached(variant)).to(dtype)
+    clips = [clip.to(dtype) for clip in draw_clips([*CLIPS, 399])]
     task, each = draw_task(model, [*CLIPS, 399], 8640)
+    batch = collate(clips, 8640, FILLS[fill])
+    batch["input_values"] = batch["input_values"].to(dtype)
     with torch.no_grad():
-        batched = model(**collate(clips, 8640, FILLS[fill]), **task)
+        batched = model(**batch, **task)
         total = torch.zeros(())
         for row, (clip, own) in enumerate(zip(clips, each, strict=True)):
             alone = model(clip[None], **own)
@@ -142,7 +148,7 @@ def test_batched_is_alone(variant: tuple[str | None, str], fill: str) -> None:
                 assert alone[name].shape == (1, frames, 14)
                 if frames:
                     error = (batched[name][row, :frames] - alone[name][0]).abs().max()
-                    assert error <= 1e-5 * alone[name].abs().max()
+                    assert error <= bound * alone[name].abs().max()
                 assert not batched[name][row, frames:].any()
             total += alone.contrastive_loss
     assert batched.contrastive_loss.item() == pytest.approx(total.item(), rel=1e-5)
