@@ -31,7 +31,9 @@ wav2vec2-conformer train ctc "${common[@]}" --init $work/last --output $work/pha
     --epochs 2 --learning-rate 5e-4 --warmup 0.05 --evaluate-every 300
 
 mkdir -p src/wav2vec2_conformer/assets/default
-cp $work/phase3/checkpoint-1058/{config.json,model.safetensors} src/wav2vec2_conformer/assets/default/
-cp $work/phase3/{processor_config.json,tokenizer_config.json,vocab.json} src/wav2vec2_conformer/assets/default/
+# The mean of the second and the third stage's last weights.
+python $here/average.py --output $work/mean $work/last $work/phase3/checkpoint-1058
+cp $work/mean/{config.json,model.safetensors,processor_config.json,tokenizer_config.json,vocab.json} \
+    src/wav2vec2_conformer/assets/default/
 python $here/evaluate.py $work/data/{digits-held-out,an4-held-out,an4-dev,librispeech-dev}.jsonl
 python $here/plot.py --output $here/curves.png $work/phase1 $work/phase2 $work/phase3
