@@ -253,6 +253,7 @@ def _decode_soundfile(sound: _Sound, name: str) -> Iterator[tuple[Waveform, int]
 
 @contextlib.contextmanager
 def open_ffmpeg(handle: BinaryIO, name: str) -> Iterator[tuple[av.container.InputContainer, _Relay]]:
+    """An open file as an FFmpeg container with an audio track, and the relay that keeps what its reads raised."""
     relay = _Relay(handle)
     handle.seek(0)
     try:

@@ -29,6 +29,7 @@ class TimeGroupNorm(nn.GroupNorm):
         super().__init__(num_groups=channels, num_channels=channels, affine=True)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, T, C), (B, T)
+        """Normalise, with the statistics of the frames where `mask` is True, or of all."""
         if x.shape[1] == 0:
             return x
         if mask is None:

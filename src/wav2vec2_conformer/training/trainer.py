@@ -72,6 +72,7 @@ class SkipBadSteps(TrainerCallback):
         self.statistics = [buffer.clone() for buffer in running_statistics(cast(nn.Module, self.trainer.model))]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Empty the gradients and put the batch norms' statistics back, where loss or gradient is not finite."""
         trainer = self.trainer
         network = cast(nn.Module, trainer.model)
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
