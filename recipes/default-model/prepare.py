@@ -7,6 +7,7 @@ writes one manifest a corpus and role:
 * `an4-train`, `an4-dev` (speakers sorted()[4::16], which choose the best model), `an4-held-out` (sorted()[::8]);
 * `digits-train`, `digits-held-out` (speaker fsdd-theo);
 * `speechocean762-short` (sentences of up to 3.5 s), `librispeech-dev`;
+* `joined-train`: several clips of `digits-train` or of the other train manifests in one, with pauses between them;
 * `synthetic-train`: digits, letters, numbers, dates and commands spoken by espeak-ng in many voices.
 
 Speakers of dev and held-out manifests are in no train manifest.
@@ -20,6 +21,11 @@ import random
 import subprocess
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import soundfile as sf
+
+from wav2vec2_conformer.audio import SAMPLE_RATE, load_audio
 
 DIGITS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
 TEENS = "TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN SIXTEEN SEVENTEEN EIGHTEEN NINETEEN".split()
@@ -103,6 +109,36 @@ def synthesise(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     return lines
 
 
+def join(folder: Path, digits: list[dict[str, Any]], others: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` recordings of 2 to 6 digits of one speaker, or of 2 to 3 other utterances, as manifest lines."""
+    rng = np.random.default_rng(2)
+    folder.mkdir(parents=True, exist_ok=True)
+    by_speaker: dict[str, list[dict[str, Any]]] = {}
+    for line in digits:
+        by_speaker.setdefault(line["speaker"], []).append(line)
+    speakers = sorted(by_speaker)
+    lines: list[dict[str, Any]] = []
+    while len(lines) < count:
+        single = rng.random() < 0.5
+        source = by_speaker[speakers[rng.integers(len(speakers))]] if single else others
+        parts = [source[i] for i in rng.integers(len(source), size=rng.integers(2, 7 if single else 4))]
+        text = " ".join(part["text"] for part in parts)
+        pieces = []
+        for part in parts:
+            waveform = load_audio(part["audio"], sample_rate=SAMPLE_RATE)
+            level = 0.05 * 10 ** rng.uniform(-0.3, 0.3) / (waveform.std() + 1e-6)
+            pause = rng.uniform(0.0, 0.5) if single else rng.uniform(0.2, 1.2)
+            pieces += [waveform * level, np.zeros(int(pause * SAMPLE_RATE))]
+        joined = np.concatenate(pieces[:-1])
+        joined += rng.standard_normal(joined.size) * 0.05 * 10 ** rng.uniform(-3.0, -1.5)  # a room is never silent
+        if text == SAMPLE_TEXT or joined.size > 12 * SAMPLE_RATE:
+            continue
+        path = folder / f"{len(lines):05}.wav"
+        sf.write(path, np.clip(joined, -1, 1), SAMPLE_RATE)
+        lines.append({"audio": str(path.resolve()), "text": text, "speaker": parts[0]["speaker"]})
+    return lines
+
+
 def read(data: Path, name: str) -> list[dict[str, Any]]:
     """The lines of a manifest with absolute audio paths."""
     lines = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
@@ -114,7 +150,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--synthetic", type=int, default=1600, help="synthetic utterances (%(default)s)")
+    parser.add_argument("--synthetic", type=int, default=2400, help="synthetic utterances (%(default)s)")
+    parser.add_argument("--joined", type=int, default=1500, help="recordings of several utterances (%(default)s)")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
 
@@ -133,6 +170,8 @@ def main() -> None:
         "librispeech-dev": read(options.data, "librispeech-dev"),
         "synthetic-train": synthesise(options.output / "synthetic", options.synthetic, seed=1),
     }
+    others = [line for name in ("an4-train", "synthetic-train") for line in manifests[name]]
+    manifests["joined-train"] = join(options.output / "joined", manifests["digits-train"], others, options.joined)
     for name, lines in manifests.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (options.output / f"{name}.jsonl").write_text(text)

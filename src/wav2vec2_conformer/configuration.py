@@ -73,6 +73,7 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
         adapter_stride: its stride.
         num_adapter_layers: its number of layers.
         output_hidden_size: its output width; `None` means `hidden_size`.
+        adapter_attn_dim: inner width of the language adapter after each block; `None`: no language adapters.
         position_embeddings_type: `"relative"`, `"rotary"` or `None`.
         rotary_embedding_base: base of the rotary frequencies.
         max_source_positions: kept for the references' files; positions are computed for any length here.
@@ -137,6 +138,7 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
     adapter_stride: int = 2
     num_adapter_layers: int = 3
     output_hidden_size: int | None = None
+    adapter_attn_dim: int | None = None
     position_embeddings_type: str | None = "relative"
     rotary_embedding_base: int = 10000
     max_source_positions: int = 5000
@@ -211,8 +213,7 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
             "adapter_stride output_hidden_size rotary_embedding_base max_source_positions conv_depthwise_kernel_size"
         ).split()
         at_least_zero = "num_hidden_layers num_adapter_layers mask_time_min_masks mask_feature_min_masks".split()
-        if self.vocab_size is not None:
-            positive.append("vocab_size")
+        positive += [name for name in ("vocab_size", "adapter_attn_dim") if getattr(self, name) is not None]
         for name in positive + at_least_zero:
             value = getattr(self, name)
             least = 0 if name in at_least_zero else 1

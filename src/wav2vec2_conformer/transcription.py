@@ -7,6 +7,7 @@ logits are stitched where both sides hear a pause.
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ __all__ = ["DEFAULT_MODEL", "Transcriber", "Transcript", "default_device"]
 WINDOW = 30.0  # seconds
 OVERLAP = 6.0  # seconds that neighbouring windows share; they are joined inside its middle half
 PAUSE = 0.3  # seconds over which a pause is sought
+
+HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 
 Source = AudioSource | NDArray[Any]
 
@@ -117,11 +120,13 @@ class Transcriber:
             batch_seconds: as in the constructor.
 
         Raises:
-            ValueError: there is no processor beside the model.
-            OSError: there is no such model.
+            ValueError: there is no processor beside the model, or `model` is neither a folder nor a Hub id.
+            OSError: there is no such model on the Hub, or it cannot be reached.
         """
         device = usable_device(device or default_device())  # before anything is loaded
         name = str(DEFAULT_MODEL if model is None else model)
+        if not (name and Path(name).exists()) and not HUB_ID.fullmatch(name):
+            raise ValueError(f"{name!r}: no such folder, and no Hub id, which looks like `owner/model`")
         network, info = Wav2Vec2ConformerForCTC.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         untrained = sorted(key for key in info["missing_keys"] if "lm_head" in key or "adapter." in key)
         if untrained:
@@ -285,7 +290,7 @@ class Transcriber:
         if recording.error is not None:
             return recording.error
         path = best_path(torch.cat(recording.tokens), self.blank)
-        text = str(self.tokenizer.decode(path, group_tokens=False))
+        text = str(self.tokenizer.decode(path, group_tokens=False, skip_special_tokens=True))
         return Transcript(text=" ".join(text.split()), duration=recording.samples / SAMPLE_RATE)
 
 

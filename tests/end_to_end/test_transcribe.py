@@ -211,6 +211,16 @@ def test_several_files_are_name_tab_text(command: Command, recordings: list[Path
     assert command(*recordings) == (0, expected, "")
 
 
+def test_a_name_with_a_tab_or_a_line_break_stays_one_field(
+    command: Command, recordings: list[Path], texts: list[str], tmp_path: Path
+) -> None:
+    odd = tmp_path / "a\tb\nc.wav"
+    shutil.copy(recordings[0], odd)
+    code, out, _ = command(odd, recordings[1])
+    assert code == 0
+    assert out.splitlines()[0] == f"{tmp_path}/a\\tb\\nc.wav\t{texts[0]}"
+
+
 def test_a_folder_stands_for_the_audio_files_below_it(
     command: Command, recordings: list[Path], texts: list[str], tmp_path: Path
 ) -> None:
@@ -281,6 +291,12 @@ def test_a_model_that_is_none(capsys: Capture, recordings: list[Path], tmp_path:
     assert captured.out == ""
     assert str(tmp_path) in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("name", ["", "./no-such-folder", "/no/such/folder", "~/model"])
+def test_a_name_that_is_neither_folder_nor_hub_id(name: str, capsys: Capture, recordings: list[Path]) -> None:
+    assert main(["transcribe", "--model", name, str(recordings[0])]) == 2
+    assert f"{name!r}: no such folder, and no Hub id" in capsys.readouterr().err
 
 
 def test_a_model_without_a_processor_is_refused(

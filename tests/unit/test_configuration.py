@@ -95,9 +95,10 @@ def test_defaults_are_the_seeds() -> None:
     assert config.padding == "invariant"
 
 
-def test_dictionary_is_the_references_and_padding() -> None:
+def test_dictionary_is_the_references_and_our_fields() -> None:
     ours, theirs = Wav2Vec2ConformerConfig().to_dict(), PeerConfig().to_dict()
     assert ours.pop("padding") == "invariant"
+    assert ours.pop("adapter_attn_dim") is None
     assert ours == theirs
 
 
@@ -175,7 +176,8 @@ def test_references_file_loads_and_ours_loads_there(tmp_path: Path) -> None:
     assert (ours.vocab_size, ours.hidden_size, ours.position_embeddings_type) == (50, 96, "rotary")
     ours.save_pretrained(tmp_path / "ours")
     back = PeerConfig.from_pretrained(tmp_path / "ours")
-    assert {**back.to_dict(), "padding": None} == {**theirs.to_dict(), "padding": None}
+    own_fields = {"padding": "invariant", "adapter_attn_dim": None}
+    assert back.to_dict() == {**theirs.to_dict(), **own_fields}
 
 
 @pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the golden files lie outside the repository")
@@ -205,6 +207,7 @@ REFUSALS: list[tuple[dict[str, Any], list[str]]] = [
     ({"feat_extract_norm": None}, ["feat_extract_norm", "got None"]),
     ({"position_embeddings_type": "alibi"}, ["position_embeddings_type", "'relative', 'rotary', None", "got 'alibi'"]),
     ({"ctc_loss_reduction": "none"}, ["ctc_loss_reduction", "'sum', 'mean'", "got 'none'"]),
+    ({"adapter_attn_dim": 0}, ["adapter_attn_dim", "at least 1", "got 0"]),
     ({"padding": "right"}, ["padding", "'invariant', 'reference'", "got 'right'"]),
     ({"hidden_act": "swisch"}, ["hidden_act", "'gelu' or 'swish'", "got 'swisch'"]),
     ({"feat_extract_activation": None}, ["feat_extract_activation", "got None"]),

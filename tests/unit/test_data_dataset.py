@@ -180,7 +180,9 @@ def test_arguments_are_checked(utterances: list[Utterance]) -> None:
 
 
 def speech(samples: int, labels: list[int], name: str = "a") -> SpeechItem:
-    return SpeechItem(input_values=np.ones(samples, dtype=np.float32), labels=labels, index=0, name=name)
+    return SpeechItem(
+        input_values=np.ones(samples, dtype=np.float32), labels=labels, text=name.upper(), index=0, name=name
+    )
 
 
 def test_collator_pads_and_marks() -> None:
@@ -190,6 +192,7 @@ def test_collator_pads_and_marks() -> None:
     assert batch["labels"].tolist() == [[5, -100, -100], [6, 7, 7], [-100] * 3]
     assert batch["input_values"].dtype == torch.float32
     assert batch["attention_mask"].dtype == batch["labels"].dtype == torch.int64
+    assert batch["texts"] == ["A"] * 3
     assert batch["skipped_names"] == []
 
 
@@ -199,6 +202,7 @@ def test_collator_leaves_out_labels_without_frames_for_them() -> None:
     batch = collator(items)
     assert len(batch["input_values"]) == 2
     assert batch["input_values"].shape[1] == 40
+    assert batch["texts"] == ["A", "A"]
     assert batch["skipped_names"] == [
         "short: 3 frames, but its 3 labels need 4",
         "none: 0 frames, but its 0 labels need 1",

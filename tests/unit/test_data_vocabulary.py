@@ -16,8 +16,6 @@ from wav2vec2_conformer.data import (
     build_vocabulary,
     check_coverage,
     normalize_text,
-    unknown_characters,
-    write_processor,
 )
 
 VOCABULARY = build_vocabulary(["HELLO WORLD", "DON'T", "caf\u00e9"])
@@ -43,7 +41,7 @@ def test_refuses_the_word_delimiter_and_empty_transcripts() -> None:
 
 @pytest.mark.parametrize("text", ["HELLO WORLD", "DON'T", "caf\u00e9 HELLO", "TOO LOW"])
 def test_saved_processor_encodes_and_decodes(tmp_path: Path, text: str) -> None:
-    write_processor(tmp_path, VOCABULARY)
+    build_processor(VOCABULARY).save_pretrained(tmp_path)
     processor = Wav2Vec2Processor.from_pretrained(tmp_path)
     ids = TextEncoder(VOCABULARY).encode(text)
     assert processor.tokenizer(text).input_ids == ids
@@ -59,7 +57,7 @@ def test_saved_processor_encodes_and_decodes(tmp_path: Path, text: str) -> None:
 
 
 def test_auto_classes_find_the_processor(tmp_path: Path) -> None:
-    write_processor(tmp_path, VOCABULARY, do_normalize=False)
+    build_processor(VOCABULARY, do_normalize=False).save_pretrained(tmp_path)
     assert isinstance(AutoProcessor.from_pretrained(tmp_path), Wav2Vec2Processor)
     assert AutoTokenizer.from_pretrained(tmp_path)("HELLO").input_ids == TextEncoder(VOCABULARY).encode("HELLO")
     assert not Wav2Vec2Processor.from_pretrained(tmp_path).feature_extractor.do_normalize
@@ -78,7 +76,7 @@ def test_case_is_kept_and_unknown_characters_are_unknown() -> None:
 
 
 def test_unknown_characters_are_counted() -> None:
-    assert unknown_characters(["HELLO 7", "77!", "A|B"], VOCABULARY) == Counter(
+    assert check_coverage(["HELLO 7", "77!", "A|B"], VOCABULARY, limit=1.0, what="dev") == Counter(
         {"7": 3, "!": 1, "A": 1, "|": 1, "B": 1}
     )
 

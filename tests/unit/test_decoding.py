@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 import pytest
@@ -47,13 +48,15 @@ def test_letters(frames: str, text: str) -> None:
     assert greedy_texts(one_hot(frames), [len(frames)], TOKENIZER) == [text]
 
 
-def test_equals_the_processor_on_random_logits() -> None:
+def test_equals_the_processor_but_for_special_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(200, 30, len(TOKENIZER), generator=generator)
     logits[:, :, BLANK] += 3.0  # as trained models do, so that doubled letters come up
     logits[:, :, TOKENIZER.convert_tokens_to_ids("L")] += 2.0
     texts = greedy_texts(logits, [30] * 200, TOKENIZER)
-    assert texts == PROCESSOR.batch_decode(logits.argmax(-1))
+    expected = PROCESSOR.batch_decode(logits.argmax(-1))
+    assert any("<unk>" in text for text in expected)
+    assert texts == [re.sub("<s>|</s>|<unk>", "", text).strip() for text in expected]
     assert any("LL" in text for text in texts)
     assert len(set(texts)) > 150
 

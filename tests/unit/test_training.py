@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from speech import TINY, sentences, speak, write_config, write_manifest
 from wav2vec2_conformer import Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel
-from wav2vec2_conformer.data import write_processor
+from wav2vec2_conformer.data import build_processor
 from wav2vec2_conformer.modeling.batch_norm import FrameBatchNorm
 from wav2vec2_conformer.training import CTCSettings, train_ctc
 from wav2vec2_conformer.training import ctc as ctc_module
@@ -421,9 +421,21 @@ def test_unknown_characters_of_a_given_vocabulary_are_refused(
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ABC"])}
     model = Wav2Vec2ConformerForCTC(Wav2Vec2ConformerConfig(**TINY | {"vocab_size": 8}))
     model.save_pretrained(tmp_path / "model")
-    write_processor(tmp_path / "model", vocabulary)
+    build_processor(vocabulary).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"train\.jsonl: .* not in the vocabulary"):
         train_ctc(settings(init=str(tmp_path / "model")))
+
+
+def test_a_configuration_that_is_none_and_one_with_a_slip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "config.json"
+    for content, problem in (("[1]", "expected a JSON object"), ("{", "not a JSON file"), ("\xff", "not a JSON file")):
+        path.write_text(content, encoding="latin-1")
+        with pytest.raises(ValueError, match=problem):
+            ctc_module.read_config(path)
+    path.write_text(json.dumps({"hidden_size": 96, "num_layers": 3, "architectures": ["X"]}))
+    config = ctc_module.read_config(path)
+    assert config.hidden_size == 96
+    assert "without effect: num_layers" in caplog.text
 
 
 @pytest.mark.usefixtures("untouched")
@@ -553,7 +565,7 @@ def test_starting_from_a_ctc_model_keeps_its_vocabulary(settings: Callable[..., 
     config = Wav2Vec2ConformerConfig(**TINY | {"vocab_size": 12, "pad_token_id": 11})
     model = Wav2Vec2ConformerForCTC(config)
     model.save_pretrained(tmp_path / "model")
-    write_processor(tmp_path / "model", vocabulary)
+    build_processor(vocabulary).save_pretrained(tmp_path / "model")
     train_ctc(settings(init=str(tmp_path / "model"), learning_rate=0.0))
     assert json.loads((tmp_path / "out" / "vocab.json").read_text()) == vocabulary
     trained = Wav2Vec2ConformerForCTC.from_pretrained(tmp_path / "out")

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from . import train, transcribe
 
@@ -20,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="wav2vec2-conformer",
         description="Speech models of the Wav2Vec2-Conformer family: transcribe recordings, train on your own.",
     )
+    parser.add_argument("--version", action="version", version=f"wav2vec2-conformer {version('wav2vec2-conformer')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (transcribe, train):
         command.add_parser(commands)

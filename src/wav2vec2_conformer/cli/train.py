@@ -39,22 +39,46 @@ def add_parser(commands: Any) -> None:
     start.add_argument("--config", metavar="FILE", help="config.json of a new model (default: the small default one)")
     start.add_argument("--init", metavar="MODEL", help="folder or Hub id of a model to start from")
     add("--resume", action="store_true", help="go on from the last complete checkpoint in --output")
-    add("--epochs", type=float, default=30.0, help="passes over the training data (%(default)s)")
-    add("--batch-seconds", type=float, default=60.0, help="seconds of audio a batch, with padding (%(default)s)")
-    add("--max-batch", type=int, default=64, help="most utterances a batch (%(default)s)")
-    add("--accumulate", type=int, default=1, help="batches an optimizer step (%(default)s)")
-    add("--learning-rate", type=float, default=1e-3, help="peak of the schedule (%(default)s)")
-    add("--warmup", type=float, default=0.1, help="share of the steps in which the rate rises (%(default)s)")
-    add("--weight-decay", type=float, default=0.01, help="of AdamW (%(default)s)")
-    add("--clip", type=float, default=1.0, help="largest gradient norm (%(default)s)")
+    add("--epochs", type=float, default=30.0, metavar="N", help="passes over the training data (%(default)s)")
+    add(
+        "--batch-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds of audio a batch, with padding (%(default)s)",
+    )
+    add("--max-batch", type=int, default=64, metavar="N", help="most utterances a batch (%(default)s)")
+    add("--accumulate", type=int, default=1, metavar="N", help="batches an optimizer step (%(default)s)")
+    add("--learning-rate", type=float, default=1e-3, metavar="RATE", help="peak of the schedule (%(default)s)")
+    add(
+        "--warmup",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the steps in which the rate rises (%(default)s)",
+    )
+    add("--weight-decay", type=float, default=0.01, metavar="W", help="of AdamW (%(default)s)")
+    add("--clip", type=float, default=1.0, metavar="NORM", help="largest gradient norm (%(default)s)")
     add("--no-augment", action="store_true", help="neither change speed nor add noise")
     add("--freeze-feature-encoder", action="store_true", help="leave the convolutions as they are")
     add("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
     add("--evaluate-every", type=int, default=0, metavar="STEPS", help="0 (default): once an epoch")
-    add("--unknown-limit", type=float, default=0.01, help="largest share of unknown characters (%(default)s)")
-    add("--cache-gb", type=float, default=0.0, help="decoded audio to keep in memory; an hour takes 0.12 (%(default)s)")
-    add("--workers", type=int, default=1, help="processes that decode audio (%(default)s)")
-    add("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    add(
+        "--unknown-limit",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="largest share of unknown characters (%(default)s)",
+    )
+    add(
+        "--cache-gb",
+        type=float,
+        default=0.0,
+        metavar="GB",
+        help="decoded audio to keep in memory; an hour takes 0.12 (%(default)s)",
+    )
+    add("--workers", type=int, default=1, metavar="N", help="processes that decode audio (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
     ctc.set_defaults(run=run_ctc)
 
 

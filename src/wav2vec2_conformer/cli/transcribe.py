@@ -64,17 +64,22 @@ def run(options: argparse.Namespace) -> int:
         for file, result in zip(files, transcriber.transcribe_many(sources, progress=progress.add), strict=True):
             if isinstance(result, Transcript):
                 record = {"file": file, "text": result.text, "duration": round(result.duration, 3)}
-                line = result.text if len(files) == 1 else f"{file}\t{result.text}"
+                line = result.text if len(files) == 1 else f"{one_line(file)}\t{result.text}"
             else:
                 failed = True
                 problem = result.problem if isinstance(result, AudioError) else str(result)
                 record, line = {"file": file, "error": problem}, None
-                progress.write(f"wav2vec2-conformer: {file}: {problem}", sys.stderr)
+                progress.write(f"wav2vec2-conformer: {one_line(file)}: {problem}", sys.stderr)
             if options.json:
                 progress.write(json.dumps(record, ensure_ascii=False), sys.stdout)
             elif line is not None:
                 progress.write(line, sys.stdout)
     return 1 if failed else 0
+
+
+def one_line(name: str) -> str:
+    """A file's name as one field of a line: tabs and line breaks in it are written as `\\t` and `\\n`."""
+    return name.translate({ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"})
 
 
 def find(names: list[str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Manifests, vocabularies, datasets, batches: from recordings with transcripts to what the model trains on."""
 
-from .augmentation import Augmentation, add_noise, change_speed
+from .augmentation import Augmentation, add_noise, change_speed, narrow_band
 from .batching import LengthBucketSampler
 from .collation import LABEL_PADDING, CTCBatch, CTCCollator, frames_needed
 from .dataset import SkippedItem, SpeechDataset, SpeechItem, normalize_waveform
@@ -14,8 +14,6 @@ from .vocabulary import (
     build_processor,
     build_vocabulary,
     check_coverage,
-    unknown_characters,
-    write_processor,
 )
 
 __all__ = [
@@ -40,9 +38,8 @@ __all__ = [
     "change_speed",
     "check_coverage",
     "frames_needed",
+    "narrow_band",
     "normalize_text",
     "normalize_waveform",
     "read_manifest",
-    "unknown_characters",
-    "write_processor",
 ]

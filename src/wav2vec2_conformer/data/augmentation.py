@@ -1,4 +1,4 @@
-"""Changes to training waveforms: speed and additive noise, all drawn from the generator passed in."""
+"""Changes to training waveforms: speed, bandwidth and noise, all drawn from the generator passed in."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ Waveform = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """Speed perturbation (Ko et al. 2015, "Audio augmentation for speech recognition") and additive noise.
+    """Speed perturbation (Ko et al. 2015, "Audio augmentation for speech recognition"), narrow bands and noise.
 
     Gain is no part of it: waveforms are normalised afterwards. A speed below 1 lengthens the waveform, so batches
-    planned by seconds can exceed their budget by `longest_stretch`; a speed above 1 leaves fewer frames for the same
-    labels, which is why the collator checks labels against frames after augmentation.
+    planned by seconds can exceed their budget by 1 / the lowest factor; a speed above 1 leaves fewer frames for the
+    same labels, which is why the collator checks labels against frames after augmentation.
 
     Args:
         speed_factors: One is drawn for each waveform, all equally likely; pitch changes along. (1.0,) turns it off.
+        narrow_probability: Share of the waveforms that lose their upper frequencies, as over a telephone.
+        narrow_rates: Lowest and highest sampling rate in Hz (uniform between them) that those waveforms pass through.
         noise_probability: Share of the waveforms that get noise, white or pink with equal chance.
         snr_db: Lowest and highest signal-to-noise ratio in dB, uniform between them.
 
@@ -30,7 +32,9 @@ class Augmentation:
         ValueError: a value is out of its range.
     """
 
-    speed_factors: tuple[float, ...] = (0.9, 1.0, 1.1)
+    speed_factors: tuple[float, ...] = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
+    narrow_probability: float = 0.25
+    narrow_rates: tuple[float, float] = (6500.0, 12000.0)
     noise_probability: float = 0.3
     snr_db: tuple[float, float] = (10.0, 40.0)
 
@@ -40,21 +44,24 @@ class Augmentation:
                 f"`speed_factors` must be one or more factors from 0.5 to 2, got {self.speed_factors};"
                 " (0.9, 1.0, 1.1) is usual and (1.0,) turns speed perturbation off"
             )
-        if not 0.0 <= self.noise_probability <= 1.0:
-            raise ValueError(f"`noise_probability` must be from 0 to 1, got {self.noise_probability}")
+        for name in ("narrow_probability", "noise_probability"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}")
+        slowest, fastest = self.narrow_rates
+        if not 1000.0 <= slowest <= fastest <= SAMPLE_RATE:
+            raise ValueError(
+                f"`narrow_rates` must be (lowest, highest) within 1000 to {SAMPLE_RATE} Hz, got {self.narrow_rates}"
+            )
         low, high = self.snr_db
         if not -20.0 <= low <= high <= 100.0:
             raise ValueError(f"`snr_db` must be (lowest, highest) within -20 to 100 dB, got {self.snr_db}")
-
-    @property
-    def longest_stretch(self) -> float:
-        """How many times longer a waveform may become: divide `batch_seconds` by it to keep to the budget."""
-        return max(1.0, 1.0 / min(self.speed_factors))
 
     def __call__(self, waveform: Waveform, generator: np.random.Generator) -> Waveform:
         """Return a changed copy of `waveform` (N,), or itself where nothing was drawn; `waveform` is not written to."""
         factor = self.speed_factors[int(generator.integers(len(self.speed_factors)))]
         waveform = change_speed(waveform, factor)
+        if generator.random() < self.narrow_probability:
+            waveform = narrow_band(waveform, float(generator.uniform(*self.narrow_rates)))
         if generator.random() < self.noise_probability:
             snr_db = float(generator.uniform(*self.snr_db))
             pink = bool(generator.random() < 0.5)
@@ -69,6 +76,17 @@ def change_speed(waveform: Waveform, factor: float) -> Waveform:
     # "LQ" keeps aliasing below the noise of speech corpora; "QQ" (cubic, no filter) would save under 0.1 ms in 10 s.
     changed: Waveform = soxr.resample(waveform, SAMPLE_RATE * factor, SAMPLE_RATE, quality="LQ")
     return changed.astype(np.float32, copy=False)
+
+
+def narrow_band(waveform: Waveform, rate: float) -> Waveform:
+    """Return `waveform` (N,) without what a recording at `rate` Hz could not hold: frequencies above `rate` / 2."""
+    if waveform.size == 0:
+        return waveform
+    narrow = soxr.resample(waveform, SAMPLE_RATE, rate, quality="LQ")
+    widened: Waveform = np.zeros_like(waveform)
+    back = soxr.resample(narrow, rate, SAMPLE_RATE, quality="LQ")[: waveform.size]  # rounding may add a sample
+    widened[: back.size] = back
+    return widened
 
 
 def add_noise(waveform: Waveform, snr_db: float, generator: np.random.Generator, *, pink: bool) -> Waveform:

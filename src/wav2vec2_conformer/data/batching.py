@@ -22,7 +22,7 @@ class LengthBucketSampler(Sampler[list[int]]):
     """A batch sampler: lists of indices of utterances of similar length, with a bounded padded size.
 
     The padded size of a batch, its longest duration times its count, is at most `batch_seconds`. (Speed perturbation
-    lengthens waveforms afterwards: see `Augmentation.longest_stretch`.) Every utterance comes once an epoch, over all
+    may lengthen waveforms afterwards.) Every utterance comes once an epoch, over all
     ranks together. With several ranks, the first batches of the epoch are repeated at its end where the batches do
     not divide evenly: every rank has the same number of batches, so none waits for another for ever. The batches are
     a function of (seed, epoch) alone, and their number is the same in every epoch.

@@ -17,16 +17,17 @@ LABEL_PADDING = -100
 
 
 class CTCBatch(TypedDict):
-    """A batch; pop `skipped_names` before calling the model with the rest.
+    """A batch; pop `texts` and `skipped_names` before calling the model with the rest.
 
     `input_values` (B, N) float32, padded with 0; `attention_mask` (B, N) long, 1 = real; `labels` (B, L) long, padded
-    with -100; `skipped_names`: "name: reason" of each utterance that was left out. If all were left out, B, N and L
-    are 0: check `batch["input_values"].shape[0]` and pass over such a batch.
+    with -100; `texts`: B transcripts; `skipped_names`: "name: reason" of each utterance that was left out. If all were
+    left out, B, N and L are 0: check `batch["input_values"].shape[0]` and pass over such a batch.
     """
 
     input_values: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
+    texts: list[str]
     skipped_names: list[str]
 
 
@@ -68,7 +69,13 @@ class CTCCollator:
             input_values[row, : len(waveform)] = waveform
             attention_mask[row, : len(waveform)] = 1
             labels[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        return CTCBatch(input_values=input_values, attention_mask=attention_mask, labels=labels, skipped_names=skipped)
+        return CTCBatch(
+            input_values=input_values,
+            attention_mask=attention_mask,
+            labels=labels,
+            texts=[item["text"] for item in kept],
+            skipped_names=skipped,
+        )
 
     def _too_short(self, item: SpeechItem) -> str | None:
         if self._frames_of is None:

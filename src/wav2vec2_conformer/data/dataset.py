@@ -27,10 +27,11 @@ _CACHE_MARGIN_SAMPLES = SAMPLE_RATE // 20
 
 
 class SpeechItem(TypedDict):
-    """One utterance, ready for the collator: `input_values` (N,) float32, `labels` a list of vocabulary ids."""
+    """One utterance, ready for the collator: `input_values` (N,) float32, `labels` the vocabulary ids of `text`."""
 
     input_values: Waveform
     labels: list[int]
+    text: str
     index: int
     name: str
 
@@ -132,8 +133,9 @@ class SpeechDataset(Dataset[SpeechItem | SkippedItem]):
             return SkippedItem(index, utterance.name, "the waveform is empty or contains NaN or infinity")
         if self._do_normalize:
             waveform = normalize_waveform(waveform)
-        labels = self._encoder.encode(utterance.text or "") if self._encoder is not None else []
-        return SpeechItem(input_values=waveform, labels=labels, index=index, name=utterance.name)
+        text = utterance.text or ""
+        labels = self._encoder.encode(text) if self._encoder is not None else []
+        return SpeechItem(input_values=waveform, labels=labels, text=text, index=index, name=utterance.name)
 
     def _waveform(self, index: int) -> Waveform:
         quantized = self._cache.get(index) if self._cache is not None else None

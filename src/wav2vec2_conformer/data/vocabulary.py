@@ -70,15 +70,6 @@ def build_processor(vocabulary: Mapping[str, int], *, do_normalize: bool = True)
     return Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)  # type: ignore[no-untyped-call]
 
 
-def write_processor(
-    directory: str | Path, vocabulary: Mapping[str, int], *, do_normalize: bool = True
-) -> Wav2Vec2Processor:
-    """Write the processor of `vocabulary` to `directory`, beside the model's files, and return it."""
-    processor = build_processor(vocabulary, do_normalize=do_normalize)
-    processor.save_pretrained(directory)
-    return processor
-
-
 class TextEncoder:
     """Text -> ids of a CTC vocabulary; equals the tokenizer on plain text, at a fraction of its time.
 
@@ -111,12 +102,6 @@ class TextEncoder:
         """Return the ids of `text`, one for each character of the normalised text."""
         ids, unknown_id = self._ids, self._unknown_id
         return [ids.get(character, unknown_id) for character in normalize_text(text)]
-
-
-def unknown_characters(texts: Iterable[str], vocabulary: Mapping[str, int]) -> Counter[str]:
-    """Count the characters of `texts` (normalised, without spaces) that `vocabulary` lacks."""
-    counts, _ = _count(texts, vocabulary)
-    return counts
 
 
 def check_coverage(

@@ -28,7 +28,7 @@ def greedy_texts(logits: Tensor, lengths: Tensor | Sequence[int], tokenizer: Pre
         tokenizer: a CTC tokenizer; its padding token is the blank.
 
     Returns:
-        B texts.
+        B texts, without special tokens such as `<s>` and `<unk>`.
     """
     blank = tokenizer.pad_token_id
     if not isinstance(blank, int):
@@ -36,4 +36,4 @@ def greedy_texts(logits: Tensor, lengths: Tensor | Sequence[int], tokenizer: Pre
     tokens = logits.argmax(-1).cpu()
     paths = [best_path(row[: int(length)], blank) for row, length in zip(tokens, lengths, strict=True)]
     # The paths are merged already: grouping again would undo the blanks between equal letters.
-    return [str(tokenizer.decode(path, group_tokens=False)).strip() for path in paths]
+    return [str(tokenizer.decode(path, group_tokens=False, skip_special_tokens=True)).strip() for path in paths]

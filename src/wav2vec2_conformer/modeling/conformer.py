@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration import Wav2Vec2ConformerConfig
 from .activation import Activation
 from .attention import Positions, SelfAttention
 from .batch_norm import BatchStatistics, FrameBatchNorm
-from .convolution import conv1d_channels_last
+from .convolution import call_channels_last, conv1d_channels_last, is_replaced
 from .dropout import Dropout
+from .language_adapter import LanguageAdapter
 from .linear import Linear, linear
 from .positions import build_positions
 from .unused import unused_conv_positions
@@ -63,24 +64,35 @@ class ConvolutionModule(nn.Module):
             # The norm's bias makes padded frames non-zero, and the depthwise convolution would carry them into the
             # last valid frames; beyond the end of a clip alone there are zeros.
             x = x.masked_fill(~frame_mask.unsqueeze(-1), 0)
-        x = F.glu(linear(x, self.pointwise_conv1.weight.squeeze(-1)), dim=-1)  # (B, T, D)
-        kernel = self.depthwise_conv.weight
+        x = F.glu(pointwise(self.pointwise_conv1, x), dim=-1)  # (B, T, D)
         statistics: BatchStatistics | None = None
         if self.batch_norm.training:
-            x = self._depthwise(x, kernel)
-            x, statistics = self.batch_norm(x, frame_mask)
+            x, statistics = self.batch_norm(self._depthwise(x), frame_mask)
         else:
             scale, shift = self.batch_norm.folded(x.dtype)  # running statistics: an affine map, folded into the kernel
-            x = self._depthwise(x, kernel * scale[:, None, None], shift)
-        x = linear(self.activation(x), self.pointwise_conv2.weight.squeeze(-1))
+            x = self._depthwise(x, scale, shift)
+        x = pointwise(self.pointwise_conv2, self.activation(x))
         return self.dropout(x), statistics
 
-    def _depthwise(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-        return conv1d_channels_last(x, kernel, bias, padding=kernel.shape[2] // 2, groups=kernel.shape[0])
+    def _depthwise(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Convolve each channel of (B, T, D), then multiply by `scale` (D,) and add `shift` (D,)."""
+        if is_replaced(self.depthwise_conv):
+            x = call_channels_last(self.depthwise_conv, x)
+            return x if scale is None or shift is None else torch.addcmul(shift, x, scale)
+        kernel = self.depthwise_conv.weight
+        kernel = kernel if scale is None else kernel * scale[:, None, None]
+        return conv1d_channels_last(x, kernel, shift, padding=kernel.shape[2] // 2, groups=kernel.shape[0])
 
 
-class ConformerBlock(nn.Module):
-    """Half a feed-forward, attention, convolution, half a feed-forward, LayerNorm."""
+def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of kernel 1 on (B, T, D), as a linear layer."""
+    if is_replaced(conv):
+        return call_channels_last(conv, x)
+    return linear(x, cast(Tensor, conv.weight).squeeze(-1))
+
+
+class ConformerBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
+    """Half a feed-forward, attention, convolution, half a feed-forward, LayerNorm[, language adapter]."""
 
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
@@ -93,6 +105,8 @@ class ConformerBlock(nn.Module):
         self.ffn2_layer_norm = nn.LayerNorm(config.hidden_size)
         self.ffn2 = FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+        width = config.adapter_attn_dim
+        self.adapter_layer = None if width is None else LanguageAdapter(config, width)
 
     def forward(
         self,
@@ -111,7 +125,10 @@ class ConformerBlock(nn.Module):
         convolved, statistics = self.conv_module(x, conv_mask)
         x = x + convolved
         x = torch.add(x, self.ffn2(self.ffn2_layer_norm(x)), alpha=0.5)
-        return self.final_layer_norm(x), weights, statistics
+        x = self.final_layer_norm(x)
+        if self.adapter_layer is not None:
+            x = self.adapter_layer(x)
+        return x, weights, statistics
 
 
 class EncoderOutput(NamedTuple):
@@ -133,8 +150,6 @@ class ConformerEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint  # transformers may set another one
 
     def forward(
         self,
@@ -160,7 +175,7 @@ class ConformerEncoder(nn.Module):
             x = x.masked_fill(padded, 0)
         # Only the key mask is in the reference; zeros in the convolution module and after the last norm are ours.
         invariant = self.config.padding == "invariant"
-        conv_mask = frame_mask if invariant else None
+        conv_mask, cleared = (frame_mask, padded) if invariant else (None, None)
         x = self.dropout(x)
         positions = None if self.embed_positions is None else self.embed_positions(x)
         states, attentions = [x], []
@@ -168,23 +183,17 @@ class ConformerEncoder(nn.Module):
             weights = None
             dropped = dropped_layers is not None and dropped_layers[index]
             if not dropped and x.shape[1] > 0:  # clips too short for one frame pass through
-                x, weights, statistics = self._run(block, x, positions, frame_mask, conv_mask, output_attentions)
+                x, weights, statistics = block(x, positions, frame_mask, conv_mask, output_attentions)
                 if statistics is not None:
                     block.conv_module.batch_norm.commit(statistics)
+                if cleared is not None and output_hidden_states:
+                    x = x.masked_fill(cleared, 0)  # here and not in a copy, so that a returned state has its gradient
             states.append(x)
             attentions.append(weights)
         x = self.layer_norm(x)
+        if cleared is not None:
+            x = x.masked_fill(cleared, 0)
         states[-1] = x
-        if padded is not None and invariant:
-            x = x.masked_fill(padded, 0)
-            states = [state.masked_fill(padded, 0) for state in states] if output_hidden_states else states
         return EncoderOutput(
             x, tuple(states) if output_hidden_states else None, tuple(attentions) if output_attentions else None
         )
-
-    def _run(self, block: nn.Module, *args: object) -> tuple[Tensor, Tensor | None, BatchStatistics | None]:
-        if self.gradient_checkpointing and self.training:
-            result = self._gradient_checkpointing_func(block.__call__, *args)
-        else:
-            result = block(*args)
-        return cast(tuple[Tensor, Tensor | None, BatchStatistics | None], result)

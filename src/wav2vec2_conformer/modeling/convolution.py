@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # B batch, T positions, C channels, K kernel, O outputs
 
-__all__ = ["conv1d_channels_last"]
+__all__ = ["call_channels_last", "conv1d_channels_last", "is_replaced"]
 
 SMALLEST_WEIGHT = 1 << 19  # from here on, products of one clip are faster than its convolution
 
@@ -33,6 +35,16 @@ def conv1d_channels_last(
     image = x.transpose(1, 2).unsqueeze(2)  # (B, C, 1, T)
     image = F.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), 1, groups)  # (B, O, 1, T')
     return image.squeeze(2).transpose(1, 2)  # (B, T', O)
+
+
+def is_replaced(conv: nn.Module) -> bool:
+    """Whether something stands in a convolution's place, as LoRA's layers do: its weight is then not all of it."""
+    return type(conv) is not nn.Conv1d
+
+
+def call_channels_last(conv: nn.Module, x: Tensor) -> Tensor:
+    """Call what stands in a convolution's place on (B, T, C) -> (B, T', O)."""
+    return cast(Tensor, conv(x.transpose(1, 2))).transpose(1, 2)
 
 
 def products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

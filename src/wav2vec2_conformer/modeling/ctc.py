@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import frame_mask
 from .dropout import Dropout
+from .language_adapter import LanguageAdapter, read_adapter, write_adapter
 from .losses import ctc_loss
 from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel, choose
 
@@ -18,6 +21,9 @@ from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel, cho
 
 __all__ = ["Wav2Vec2ConformerForCTC"]
 
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+# What tells a call for a PEFT adapter (transformers' `load_adapter`) from one for a language.
+PEFT_OPTIONS = frozenset({"adapter_name", "peft_config", "adapter_state_dict", "peft_model_id"})
 PADDING_LOGIT = -100.0  # e^-100 is 0 in float32, and 100 fits every floating-point type
 
 
@@ -26,7 +32,8 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
 
     Args:
         config: with `vocab_size` set; `pad_token_id` is the blank.
-        target_lang: language id of an adapter, kept for the references' signature.
+        target_lang: language id whose `adapter.<target_lang>.safetensors` is loaded, from the folder or Hub id in
+            `config.name_or_path`; needs `config.adapter_attn_dim`.
     """
 
     def __init__(self, config: Wav2Vec2ConformerConfig, target_lang: str | None = None) -> None:
@@ -43,11 +50,120 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
             )
         self.blank = config.pad_token_id
         self.wav2vec2_conformer = Wav2Vec2ConformerModel(config)
-        self.target_lang = target_lang
+        self.target_lang: str | None = None
         self.dropout = Dropout(config.final_dropout)
         width = config.output_hidden_size if config.add_adapter else config.hidden_size
         self.lm_head = nn.Linear(width or config.hidden_size, config.vocab_size)
         self.post_init()  # type: ignore[no-untyped-call]
+        if target_lang is not None:
+            self.load_adapter(target_lang)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, target_lang: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Load a model, and the adapter and head of `target_lang` if it is given; otherwise as every model here."""
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if target_lang is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.load_adapter(target_lang, **hub_options)
+        return loaded
+
+    def freeze_base_model(self) -> None:
+        """Exclude the whole network below the head from training."""
+        self.wav2vec2_conformer.requires_grad_(False)
+
+    def _get_adapters(self) -> dict[str, nn.Parameter]:
+        """The weights that belong to one language: the adapter of every block, and the head."""
+        if self.config.adapter_attn_dim is None:
+            raise ValueError(
+                "this model has no language adapters; build it with `config.adapter_attn_dim` set, for instance "
+                "`from_pretrained(..., adapter_attn_dim=16)`"
+            )
+        return {
+            key: parameter
+            for key, parameter in self.named_parameters()
+            if ".adapter_layer." in key or key.startswith("lm_head.")
+        }
+
+    def init_adapter_layers(self) -> None:
+        """Give adapters and head new weights, to train another language; such adapters change nothing at first."""
+        self._get_adapters()
+        for module in self.modules():
+            if isinstance(module, LanguageAdapter):
+                module.reset_parameters()
+        nn.init.normal_(self.lm_head.weight, std=self.config.initializer_range)
+        nn.init.zeros_(self.lm_head.bias)
+
+    def load_adapter(  # type: ignore[override]  # the name and the arguments are those of transformers' Wav2Vec2ForCTC
+        self, target_lang: str | None = None, force_load: bool = True, **kwargs: Any
+    ) -> Any:
+        """Switch to a language: load `adapter.<target_lang>.safetensors` (or `.bin`) from `config.name_or_path`.
+
+        Adapters, head and `config.vocab_size` change, nothing else; on an error nothing changes at all. Call
+        `tokenizer.set_target_lang` for the texts. With the arguments of PEFT (`adapter_name`, `peft_config`, ...) it
+        loads a PEFT adapter, as every transformers model does.
+
+        Args:
+            target_lang: the language id.
+            force_load: whether to read the file again where the language is already loaded.
+            kwargs: as for `from_pretrained`: `cache_dir`, `revision`, `token`, `local_files_only`, ...
+
+        Raises:
+            ValueError: no language adapters in this model, no such file, or a file of another model.
+        """
+        if target_lang is None or not PEFT_OPTIONS.isdisjoint(kwargs):
+            return super().load_adapter(target_lang, **kwargs)
+        own = self._get_adapters()
+        if target_lang == self.target_lang and not force_load:
+            return None
+        path, tensors = read_adapter(str(self.config.name_or_path), target_lang, **kwargs)
+        vocabulary = len(tensors.get("lm_head.bias", self.lm_head.bias))
+        self._check_adapter(path, tensors, {key: tuple(value.shape) for key, value in own.items()}, vocabulary)
+        if vocabulary != self.lm_head.out_features:
+            old = self.lm_head.weight
+            self.lm_head = nn.Linear(self.lm_head.in_features, vocabulary, device=old.device, dtype=old.dtype)
+            self.lm_head.requires_grad_(old.requires_grad)
+            self.config.vocab_size = vocabulary
+        with torch.no_grad():
+            for key, parameter in self._get_adapters().items():
+                parameter.copy_(tensors[key])
+        self.target_lang = target_lang
+        return None
+
+    def _check_adapter(
+        self, path: str, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]], vocabulary: int
+    ) -> None:
+        expected["lm_head.weight"] = (vocabulary, self.lm_head.in_features)  # a language has its own alphabet
+        expected["lm_head.bias"] = (vocabulary,)
+        found = {key: tuple(value.shape) for key, value in tensors.items()}
+        wrong = [key for key in sorted(expected.keys() | found.keys()) if expected.get(key) != found.get(key)]
+        if wrong:
+            key = wrong[0]
+            raise ValueError(
+                f"{path}: not an adapter of this model; {len(wrong)} weights are missing, unknown or of another shape, "
+                f"the first is {key}: expected {expected.get(key, 'none')}, got {found.get(key, 'none')}"
+            )
+        if self.blank >= vocabulary:
+            raise ValueError(
+                f"{path}: its head has {vocabulary} tokens, too few for the blank, pad_token_id = {self.blank}"
+            )
+
+    def save_adapter(self, save_directory: str | os.PathLike[str], target_lang: str | None = None) -> Path:
+        """Write adapters and head as `adapter.<target_lang>.safetensors`.
+
+        Args:
+            save_directory: a folder, usually the model's own.
+            target_lang: the language id; by default the one that is loaded.
+
+        Returns:
+            the file's path.
+        """
+        language = self.target_lang if target_lang is None else target_lang
+        if language is None:
+            raise ValueError("no language is loaded; say which one this is: `save_adapter(folder, target_lang='eng')`")
+        return write_adapter(save_directory, language, dict(self._get_adapters()))
 
     def forward(
         self,

@@ -20,6 +20,7 @@ from .adapter import StridedAdapter
 from .attention import SelfAttention
 from .conformer import ConformerEncoder
 from .feature_encoder import FeatureEncoder, FeatureProjection
+from .language_adapter import ZeroLinear
 from .masking import sample_spans
 from .positions import RotaryPositions
 from .unused import UnusedTensors, seal_unused
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["Wav2Vec2ConformerModel", "Wav2Vec2ConformerPreTrainedModel"]
 
 # What a checkpoint of the network may lack: all else of it missing means random weights, so it is an error.
-MAY_BE_MISSING = re.compile(r"masked_spec_embed|inv_freq|pos_conv_embed|num_batches_tracked|(^|\.)adapter\.")
+MAY_BE_MISSING = re.compile(r"masked_spec_embed|inv_freq|pos_conv_embed|num_batches_tracked|(^|\.)adapter(_layer)?\.")
 
 
 class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -105,10 +106,16 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
             if module.bias is not None:
                 bound = math.sqrt(module.groups / (module.in_channels * module.kernel_size[0]))
                 init.uniform_(module.bias, a=-bound, b=bound)
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
         elif isinstance(module, RotaryPositions):
             init.copy_(module.inv_freq, module.exact_frequencies())
         elif isinstance(module, Wav2Vec2ConformerModel) and hasattr(module, "masked_spec_embed"):
             init.uniform_(module.masked_spec_embed)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer whose output enters the encoder: what LoRA with reentrant checkpointing asks gradients of."""
+        return cast(Wav2Vec2ConformerModel, self.base_model).feature_projection.projection
 
     def freeze_feature_encoder(self) -> None:
         """Exclude the convolutional feature encoder from training."""

@@ -8,6 +8,7 @@ synchronises them); they come in with a file and go out again with the next one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,6 +42,17 @@ class UnusedTensors(nn.Module):
             tensor = self._buffers.pop(name, None)
             if tensor is not None and tensor.device.type != "meta":
                 self.kept[name] = tensor.detach().cpu()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> UnusedTensors:
+        awaited = self._on_meta()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Only `to_empty` leads from the meta device to another, and what it allocates means nothing.
+        for name in awaited - self._on_meta():
+            del self._buffers[name]
+        return self
+
+    def _on_meta(self) -> set[str]:
+        return {name for name, buffer in self.named_buffers(recurse=False) if buffer.device.type == "meta"}
 
     def initial(self, name: str) -> Tensor:
         """What a file says where no file ever said anything: the same draw each time, so that saving is repeatable."""

@@ -171,9 +171,10 @@ class CTCTrainer(SpeechTrainer):
             with self.compute_loss_context_manager():
                 logits = model(batch["input_values"].to(self.args.device), mask.to(self.args.device)).logits
             lengths = frames_of(mask.sum(-1), model.config)
-            for labels, hypothesis in zip(batch["labels"], greedy_texts(logits, lengths, self.tokenizer), strict=True):
-                reference = self.tokenizer.decode(labels[labels >= 0].tolist(), group_tokens=False)
-                rates.add(str(reference), hypothesis)
+            for reference, hypothesis in zip(
+                batch["texts"], greedy_texts(logits, lengths, self.tokenizer), strict=True
+            ):
+                rates.add(reference, hypothesis)
         counts = torch.tensor([*rates.counts(), skipped], device=self.args.device)
         total = self.accelerator.reduce(counts, reduction="sum").tolist()
         rates = ErrorRates.from_counts(total[:-1])
@@ -309,17 +310,27 @@ def prepare_model(settings: CTCSettings, texts: list[str]) -> tuple[Wav2Vec2Conf
         )
     else:
         processor = build_processor(build_vocabulary(texts))
-        source = settings.config or str(DEFAULT_MODEL / "config.json")
-        try:
-            config = Wav2Vec2ConformerConfig.from_json_file(source)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}: not a JSON file ({error}); expected a model's config.json") from error
+        config = read_config(Path(settings.config) if settings.config else DEFAULT_MODEL / "config.json")
         for name, value in token_ids(processor).items():
             setattr(config, name, value)
         model = Wav2Vec2ConformerForCTC(config)
     if settings.freeze_feature_encoder:
         model.freeze_feature_encoder()
     return model, processor
+
+
+def read_config(path: Path) -> Wav2Vec2ConformerConfig:
+    """A new model's configuration; fields that this model does not have are named in a warning."""
+    try:
+        fields = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); expected a model's config.json") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f'{path}: expected a JSON object with a model\'s fields, such as {{"hidden_size": 256}}')
+    unknown = sorted(fields.keys() - Wav2Vec2ConformerConfig().to_dict().keys())
+    if unknown:
+        logger.warning("%s: no fields of this model, so without effect: %s", path, ", ".join(unknown))
+    return Wav2Vec2ConformerConfig.from_dict(fields)
 
 
 def token_ids(processor: Wav2Vec2Processor) -> dict[str, int]:
