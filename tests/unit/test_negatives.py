@@ -247,7 +247,7 @@ def brute_force(problem: dict[str, Any]) -> Tensor:
 def test_contrastive_loss_by_brute_force(seed: int, share: float) -> None:
     problem = draw_problem(seed, share)
     inputs = [problem["predictions"], problem["targets"]]
-    found, expected = contrastive_loss(**problem), brute_force(problem)
+    found, expected = contrastive_loss(**problem).loss, brute_force(problem)
     torch.testing.assert_close(found, expected)
     if problem["mask"].any():
         torch.testing.assert_close(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs))
@@ -258,9 +258,9 @@ def test_contrastive_loss_by_brute_force(seed: int, share: float) -> None:
 
 def test_negatives_of_unmasked_frames_are_not_read() -> None:
     problem = draw_problem()
-    found = contrastive_loss(**problem)
+    found = contrastive_loss(**problem).loss
     problem["negatives"] = problem["negatives"].masked_fill(~problem["mask"].unsqueeze(-1), 10**9)
-    assert torch.equal(contrastive_loss(**problem), found)
+    assert torch.equal(contrastive_loss(**problem).loss, found)
 
 
 @pytest.mark.parametrize("wrong", ["other row", "next row", "before", "far", "offset forgotten", "padding"])
@@ -294,7 +294,7 @@ def test_one_masked_frame_and_only_equal_negatives() -> None:
     lone[0, 3] = lone[2, 11] = True
     for mask, codes in ((lone, problem["codes"]), (problem["mask"], torch.zeros_like(problem["codes"]))):
         negatives = sample_negatives(mask, COUNT, generator=generator(0))
-        found = contrastive_loss(**{**problem, "mask": mask, "codes": codes, "negatives": negatives})
+        found = contrastive_loss(**{**problem, "mask": mask, "codes": codes, "negatives": negatives}).loss
         assert found == 0
         for gradient in torch.autograd.grad(found, [problem["predictions"], problem["targets"]]):
             assert not gradient.any()
@@ -303,7 +303,7 @@ def test_one_masked_frame_and_only_equal_negatives() -> None:
 def test_zero_vectors_are_finite() -> None:
     problem = draw_problem()
     problem["predictions"] = torch.zeros(ROWS, FRAMES, WIDTH, requires_grad=True)
-    found = contrastive_loss(**problem)
+    found = contrastive_loss(**problem).loss
     assert found.isfinite()
     assert torch.autograd.grad(found, problem["predictions"])[0].isfinite().all()
 
@@ -314,13 +314,13 @@ def test_the_loss_is_float32(dtype: torch.dtype) -> None:
     problem = draw_problem()
     for name in ("predictions", "targets"):
         problem[name] = problem[name].detach().to(dtype)
-    found = contrastive_loss(**problem)
+    found = contrastive_loss(**problem).loss
     assert found.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(contrastive_loss(**problem), found)
+        assert torch.equal(contrastive_loss(**problem).loss, found)
     for name in ("predictions", "targets"):
         problem[name] = problem[name].float()
-    torch.testing.assert_close(found, contrastive_loss(**problem))
+    torch.testing.assert_close(found, contrastive_loss(**problem).loss)
 
 
 def test_many_groups() -> None:
@@ -328,9 +328,9 @@ def test_many_groups() -> None:
     problem = draw_problem()
     codes = torch.zeros(ROWS, FRAMES, 16, dtype=torch.long)
     codes[..., 0] = torch.arange(FRAMES)  # all frames differ, in the first of 16 groups of 320
-    distinct = contrastive_loss(**{**problem, "codes": codes})
+    distinct = contrastive_loss(**{**problem, "codes": codes}).loss
     codes = codes.flip(-1)
-    assert torch.equal(contrastive_loss(**{**problem, "codes": codes}), distinct)
+    assert torch.equal(contrastive_loss(**{**problem, "codes": codes}).loss, distinct)
     torch.testing.assert_close(distinct, brute_force({**problem, "codes": codes}))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wav2vec2_conformer import Wav2Vec2ConformerConfig
 from wav2vec2_conformer.modeling.pretraining import Wav2Vec2ConformerForPreTraining
-from wav2vec2_conformer.modeling.quantizer import GumbelQuantizer, perplexity
+from wav2vec2_conformer.modeling.quantizer import GumbelQuantizer, perplexities
 
 GROUPS, ENTRIES, WIDTH, FEATURES = 3, 6, 4, 5
 SMALL: dict[str, Any] = {
@@ -98,9 +98,9 @@ def test_temperature_decides_how_sharp_the_gradient_is_not_what_is_drawn() -> No
 
 
 def test_perplexity_of_known_distributions() -> None:
-    assert perplexity(torch.full((2, 8), 1 / 8)).item() == pytest.approx(16, rel=1e-5)
-    assert perplexity(F.one_hot(torch.tensor([0, 3, 3]), 8).float()).item() == pytest.approx(3, rel=1e-5)
-    assert perplexity(torch.zeros(2, 8)).item() == 2
+    assert perplexities(torch.full((2, 8), 1 / 8)).sum().item() == pytest.approx(16, rel=1e-5)
+    assert perplexities(F.one_hot(torch.tensor([0, 3, 3]), 8).float()).sum().item() == pytest.approx(3, rel=1e-5)
+    assert perplexities(torch.zeros(2, 8)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -111,14 +111,14 @@ def test_perplexities_count_masked_frames_only(training: bool) -> None:
     found = quantizer(features, mask)
     soft = quantizer.weight_proj(features).view(2, 9, GROUPS, ENTRIES).softmax(-1)[mask].mean(0)
     hard = F.one_hot(found.codes, ENTRIES).float()[mask].mean(0)
-    torch.testing.assert_close(found.soft_perplexity, perplexity(soft))
-    torch.testing.assert_close(found.hard_perplexity, perplexity(hard))
-    assert found.perplexity == (found.soft_perplexity if training else found.hard_perplexity)
+    torch.testing.assert_close(found.soft_perplexities, perplexities(soft))
+    torch.testing.assert_close(found.hard_perplexities, perplexities(hard))
+    assert found.perplexity == (found.soft_perplexities if training else found.hard_perplexities).sum()
     assert found.perplexity.requires_grad == training
-    assert not found.soft_perplexity.requires_grad
+    assert not found.soft_perplexities.requires_grad
     torch.manual_seed(0)
     whole = quantizer(features)
-    torch.testing.assert_close(whole.hard_perplexity, perplexity(F.one_hot(found.codes, ENTRIES).float().mean((0, 1))))
+    torch.testing.assert_close(whole.hard_perplexities, perplexities(F.one_hot(found.codes, ENTRIES).float().mean((0, 1))))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -128,7 +128,7 @@ def test_nothing_masked_and_nothing_there(training: bool, frames: int) -> None:
     found = quantizer(features, torch.zeros(2, frames, dtype=torch.bool))
     assert found.vectors.shape == (2, frames, GROUPS * WIDTH)
     assert found.codes.shape == (2, frames, GROUPS)
-    assert found.soft_perplexity == found.hard_perplexity == GROUPS
+    assert found.soft_perplexities.tolist() == found.hard_perplexities.tolist() == [1] * GROUPS
     if training:
         (found.perplexity + found.vectors.sum()).backward()
         assert all(p.grad.isfinite().all() for p in quantizer.parameters())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .wide_buffers import WideBuffers
 
 # B batch, T frames, D hidden size
 
@@ -21,7 +22,7 @@ class BatchStatistics(NamedTuple):
     frames: Tensor
 
 
-class FrameBatchNorm(nn.BatchNorm1d):
+class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
     """BatchNorm on (B, T, D) whose training statistics count valid frames only.
 
     `forward` (training) returns the batch's statistics instead of storing them, and `commit` stores them. The encoder
@@ -37,8 +38,7 @@ class FrameBatchNorm(nn.BatchNorm1d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         # `from_pretrained(dtype=...)` builds the model under that default type, and loads into the buffers' types.
-        if self.running_mean.dtype in (torch.float16, torch.bfloat16):
-            self.running_mean, self.running_var = self.running_mean.float(), self.running_var.float()
+        self.widen_buffers()
 
     def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Scale and shift (D,) that normalising with the running statistics amounts to."""
@@ -75,10 +75,3 @@ class FrameBatchNorm(nn.BatchNorm1d):
         self.running_mean.add_((statistics.mean - self.running_mean) * step)
         self.running_var.add_((statistics.variance - self.running_var) * step)
         self.num_batches_tracked.add_(1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrameBatchNorm:
-        before = self.running_mean, self.running_var
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.running_mean.dtype in (torch.float16, torch.bfloat16):
-            self.running_mean, self.running_var = (old.to(self.running_mean.device) for old in before)
-        return self

@@ -18,6 +18,7 @@ from .convolution import call_channels_last, conv1d_channels_last, is_replaced
 from .dropout import Dropout
 from .language_adapter import LanguageAdapter
 from .linear import Linear, linear
+from .outputs import StateSelection, selected_states
 from .positions import build_positions
 from .unused import unused_conv_positions
 
@@ -132,10 +133,10 @@ class ConformerBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-cal
 
 
 class EncoderOutput(NamedTuple):
-    """(B, T, D) last hidden state; L+1 hidden states and L attentions where they were asked for."""
+    """(B, T, D) last hidden state; L+1 hidden states and L attentions where they were asked for, else `None`."""
 
     last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...] | None
+    hidden_states: tuple[Tensor | None, ...] | None
     attentions: tuple[Tensor | None, ...] | None
 
 
@@ -158,7 +159,7 @@ class ConformerEncoder(nn.Module):
         *,
         dropped_layers: Sequence[bool] | None = None,
         output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        output_hidden_states: StateSelection = False,
     ) -> EncoderOutput:
         """Run the blocks.
 
@@ -168,7 +169,7 @@ class ConformerEncoder(nn.Module):
             dropped_layers: L decisions of LayerDrop, True = skip the block.
             output_attentions: whether to return the attention weights; a skipped block has None.
             output_hidden_states: whether to return the states entering block 1 and leaving each block, the last one
-                after the final LayerNorm.
+                after the final LayerNorm; given indices, the others are `None`.
         """
         padded = None if frame_mask is None else ~frame_mask.unsqueeze(-1)
         if padded is not None:
@@ -178,7 +179,8 @@ class ConformerEncoder(nn.Module):
         conv_mask, cleared = (frame_mask, padded) if invariant else (None, None)
         x = self.dropout(x)
         positions = None if self.embed_positions is None else self.embed_positions(x)
-        states, attentions = [x], []
+        kept = selected_states(output_hidden_states, len(self.layers) + 1)
+        states, attentions = [x if 0 in kept else None], []
         for index, block in enumerate(cast(Iterable[ConformerBlock], self.layers)):
             weights = None
             dropped = dropped_layers is not None and dropped_layers[index]
@@ -186,14 +188,13 @@ class ConformerEncoder(nn.Module):
                 x, weights, statistics = block(x, positions, frame_mask, conv_mask, output_attentions)
                 if statistics is not None:
                     block.conv_module.batch_norm.commit(statistics)
-                if cleared is not None and output_hidden_states:
+                if cleared is not None and index + 1 in kept:
                     x = x.masked_fill(cleared, 0)  # here and not in a copy, so that a returned state has its gradient
-            states.append(x)
+            states.append(x if index + 1 in kept else None)
             attentions.append(weights)
         x = self.layer_norm(x)
         if cleared is not None:
             x = x.masked_fill(cleared, 0)
-        states[-1] = x
-        return EncoderOutput(
-            x, tuple(states) if output_hidden_states else None, tuple(attentions) if output_attentions else None
-        )
+        if len(self.layers) in kept:
+            states[-1] = x
+        return EncoderOutput(x, tuple(states) if kept else None, tuple(attentions) if output_attentions else None)

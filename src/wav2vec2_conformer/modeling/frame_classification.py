@@ -11,6 +11,7 @@ from ..configuration import Wav2Vec2ConformerConfig
 from .layer_mixture import LayerMixtureModel, refuse_adapter
 from .losses import IGNORED, class_ids, class_loss, multi_label_loss
 from .model import choose
+from .outputs import StateSelection
 
 # B batch, N samples, T frames, D hidden size
 
@@ -41,7 +42,7 @@ class Wav2Vec2ConformerForAudioFrameClassification(LayerMixtureModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: StateSelection | None = None,
         return_dict: bool | None = None,
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Compute one row of logits a frame, and the loss where labels are given.

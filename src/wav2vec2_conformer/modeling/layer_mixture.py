@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..configuration import Wav2Vec2ConformerConfig
-from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel, choose
+from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel, choose_states
+from .outputs import StateSelection, selected_states
 
 # B batch, N samples, T frames, D hidden size, L blocks
 
@@ -21,7 +22,7 @@ class HeadInput(NamedTuple):
     """What a head reads, `features` (B, T, D), and what it passes on: all hidden states and attentions if asked for."""
 
     features: Tensor
-    hidden_states: tuple[Tensor, ...] | None
+    hidden_states: tuple[Tensor, ...] | None  # as the library's outputs say; `None` where one was not asked for
     attentions: tuple[Tensor, ...] | None
 
 
@@ -63,21 +64,24 @@ class LayerMixtureModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[no-un
         input_values: Tensor,
         attention_mask: Tensor | None,
         output_attentions: bool | None,
-        output_hidden_states: bool | None,
+        output_hidden_states: StateSelection | None,
     ) -> HeadInput:
         """Run the network; arguments as for `Wav2Vec2ConformerModel`."""
         mixing = self.config.use_weighted_layer_sum
-        asked = choose(output_hidden_states, self.config.output_hidden_states)
+        asked = choose_states(output_hidden_states, self.config.output_hidden_states)
         outputs = self.wav2vec2_conformer(
             input_values,
             attention_mask=attention_mask,
             output_attentions=output_attentions,
-            output_hidden_states=asked or mixing,
+            output_hidden_states=mixing or asked,
             return_dict=True,
         )
-        features = mix_layers(outputs.hidden_states, self.layer_weights) if mixing else outputs.last_hidden_state
-        # States that only the mixture needed are not returned, as the documentation of the outputs says.
-        return HeadInput(features, outputs.hidden_states if asked else None, outputs.attentions)
+        if not mixing:
+            return HeadInput(outputs.last_hidden_state, outputs.hidden_states, outputs.attentions)
+        states = outputs.hidden_states
+        kept = selected_states(asked, len(states))  # those that only the mixture needs are not returned
+        returned = cast(tuple[Tensor, ...], tuple(state if i in kept else None for i, state in enumerate(states)))
+        return HeadInput(mix_layers(states, self.layer_weights), returned if kept else None, outputs.attentions)
 
     def _valid_frames(self, features: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(B, T) mask of the encoder's frames, True = valid; all of them where there is no mask."""

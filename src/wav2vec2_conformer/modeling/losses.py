@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "IGNORED",
+    "Contrast",
     "am_softmax_loss",
     "class_ids",
     "class_loss",
@@ -71,6 +74,20 @@ def ctc_loss(
     return losses.sum()
 
 
+class Contrast(NamedTuple):
+    """What `contrastive_loss` returns.
+
+    Args:
+        loss: () float32, the sum over the masked frames; 0 where there is none, and where no frame has negatives that
+            count.
+        correct: () masked frames whose target is more similar than every negative; a frame without negatives that
+            count is not recognised.
+    """
+
+    loss: Tensor
+    correct: Tensor
+
+
 def contrastive_loss(
     predictions: Tensor,
     targets: Tensor,
@@ -80,7 +97,7 @@ def contrastive_loss(
     *,
     temperature: float,
     valid: Tensor | None = None,
-) -> Tensor:
+) -> Contrast:
     """Cross entropy of each masked frame's target among its negatives, by cosine similarity (Baevski et al. 2020).
 
     A negative with the codes of the target does not count. An utterance's similarities are one product of its masked
@@ -94,9 +111,6 @@ def contrastive_loss(
         negatives: (B, T, K) integers, `row * T + frame`; those of unmasked frames are not read.
         temperature: what the similarities are divided by.
         valid: (B, T) bool, False = padding; `None`: every frame is valid.
-
-    Returns:
-        () float32, the sum over the masked frames; 0 where there is none, and where no frame has negatives that count.
 
     Raises:
         ValueError: negatives of another shape, of another utterance or in the padding.
@@ -117,7 +131,10 @@ def contrastive_loss(
         equal &= picked[..., 1:] == picked[..., :1]
     negative_logits = logits[..., 1:].masked_fill(equal, -torch.inf)
     losses = torch.cat((logits[..., :1], negative_logits), dim=-1).logsumexp(-1) - logits[..., 0]  # (B, n)
-    return losses.masked_fill(~counts, 0).sum()
+    with torch.no_grad():
+        closest = F.pad(negative_logits, (1, 0), value=-torch.inf).amax(-1)  # padded, for there may be no negatives
+        correct = counts & (closest > -torch.inf) & (logits[..., 0] > closest)
+    return Contrast(losses.masked_fill(~counts, 0).sum(), correct.sum())
 
 
 def _frames_of_negatives(negatives: Tensor, mask: Tensor, valid: Tensor | None) -> tuple[Tensor, int]:

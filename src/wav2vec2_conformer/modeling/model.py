@@ -18,10 +18,11 @@ from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import adapter_lengths, conv_layers, feature_lengths, frame_mask, frames_of, reference_frame_mask
 from .adapter import StridedAdapter
 from .attention import SelfAttention
-from .conformer import ConformerEncoder
+from .conformer import ConformerBlock, ConformerEncoder
 from .feature_encoder import FeatureEncoder, FeatureProjection
 from .language_adapter import ZeroLinear
 from .masking import sample_spans
+from .outputs import StateSelection
 from .positions import RotaryPositions
 from .unused import UnusedTensors, seal_unused
 
@@ -45,6 +46,7 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _can_record_outputs = {"hidden_states": ConformerBlock, "attentions": SelfAttention}  # noqa: RUF012
     _no_split_modules = ["ConformerBlock"]  # noqa: RUF012
     _keys_to_ignore_on_load_missing = [r"pos_conv_embed", r"inv_freq", r"num_batches_tracked"]  # noqa: RUF012
 
@@ -150,6 +152,7 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
             self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.encoder = ConformerEncoder(config)
         self.adapter = StridedAdapter(config) if config.add_adapter else None
+        self.layerdrop_seed: int | None = None  # set by trainers, so that all processes drop the same blocks
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
@@ -158,7 +161,7 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
         attention_mask: Tensor | None = None,
         mask_time_indices: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: StateSelection | None = None,
         return_dict: bool | None = None,
     ) -> Wav2Vec2BaseModelOutput | tuple[Any, ...]:
         """Compute hidden states.
@@ -171,7 +174,8 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
             mask_time_indices: (B, T), True or 1 = frame replaced by the mask embedding; used as it is given.
             output_attentions: whether to return all attention weights, L times (B, H, T, T).
             output_hidden_states: whether to return the states entering block 1 and leaving each block, L+1 times
-                (B, T, D); the last one is after the final LayerNorm.
+                (B, T, D); the last one is after the final LayerNorm. Given indices instead, such as `[0, -1]`, only
+                those are kept, and the others are `None`.
             return_dict: `False`: a plain tuple.
 
         Returns:
@@ -203,7 +207,7 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
             valid,
             dropped_layers=self._draw_layerdrop(),
             output_attentions=choose(output_attentions, self.config.output_attentions),
-            output_hidden_states=choose(output_hidden_states, self.config.output_hidden_states),
+            output_hidden_states=choose_states(output_hidden_states, self.config.output_hidden_states),
         )
         hidden_states = encoded.last_hidden_state
         if self.adapter is not None:
@@ -261,7 +265,10 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
         """L decisions, True = skip the block; drawn on the host, outside the blocks."""
         if not self.training or self.config.layerdrop == 0:
             return None
-        return (torch.rand(self.config.num_hidden_layers) < self.config.layerdrop).tolist()
+        seed = self.layerdrop_seed
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        draws = torch.rand(self.config.num_hidden_layers, generator=generator)
+        return (draws < self.config.layerdrop).tolist()
 
     def output_lengths(self, attention_mask: Tensor | None, hidden_states: Tensor) -> Tensor:
         """(B,) valid frames of the last hidden state (after the adapter, if there is one)."""
@@ -274,6 +281,11 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
 def choose(value: bool | None, default: bool | None) -> bool:
     """An argument of `forward`, or the configuration's value where it is not given."""
     return bool(default if value is None else value)
+
+
+def choose_states(value: StateSelection | None, default: StateSelection | None) -> StateSelection:
+    """The same for hidden states, of which some may be asked for by their indices."""
+    return (default or False) if value is None else value
 
 
 def check_inputs(input_values: Tensor, attention_mask: Tensor | None) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..configuration import Wav2Vec2ConformerConfig
+from .wide_buffers import WideBuffers
 
 # B batch, T frames, D hidden size, H heads, d head size
 
@@ -36,7 +36,7 @@ class RelativePositions(nn.Module):
         return table.to(hidden_states.dtype)
 
 
-class RotaryPositions(nn.Module):
+class RotaryPositions(WideBuffers):
     """Cosines and sines of rotary position embeddings (Su et al. 2021).
 
     `inv_freq` is part of the checkpoint: released models carry values that their training run had rounded to half
@@ -55,13 +55,6 @@ class RotaryPositions(nn.Module):
     def exact_frequencies(self) -> Tensor:
         """(d/2,) frequencies base^(-2i/d), which a model without a checkpoint starts from."""
         return 1.0 / self.base ** (torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryPositions:
-        before = self.inv_freq
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.inv_freq.dtype in (torch.float16, torch.bfloat16):
-            self.inv_freq = before.to(self.inv_freq.device)
-        return self
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D) -> cosines and sines, each (T, 1, d)."""

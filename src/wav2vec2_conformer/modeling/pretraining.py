@@ -14,7 +14,7 @@ from ..configuration import Wav2Vec2ConformerConfig
 from .dropout import Dropout
 from .losses import contrastive_loss, diversity_loss
 from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel, choose
-from .outputs import Wav2Vec2ConformerForPreTrainingOutput
+from .outputs import PretrainingStatistics, Wav2Vec2ConformerForPreTrainingOutput
 from .quantizer import GumbelQuantizer
 
 # B batch, N samples, T frames, D hidden size, P width of the comparison (`proj_codevector_dim`), K negatives
@@ -91,6 +91,7 @@ class Wav2Vec2ConformerForPreTraining(Wav2Vec2ConformerPreTrainedModel):  # type
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_statistics: bool = False,
     ) -> Wav2Vec2ConformerForPreTrainingOutput | tuple[Any, ...]:
         """Compute predictions and targets, and the loss where negatives are given.
 
@@ -105,6 +106,7 @@ class Wav2Vec2ConformerForPreTraining(Wav2Vec2ConformerPreTrainedModel):  # type
             output_attentions: as in `Wav2Vec2ConformerModel`.
             output_hidden_states: as in `Wav2Vec2ConformerModel`.
             return_dict: `False`: a plain tuple.
+            output_statistics: whether to return, with the loss, what tells whether training learns.
 
         Returns:
             The fields of `Wav2Vec2ConformerForPreTrainingOutput`.
@@ -141,9 +143,9 @@ class Wav2Vec2ConformerForPreTraining(Wav2Vec2ConformerPreTrainedModel):  # type
             states = states.masked_fill(~valid.unsqueeze(-1), 0)
             targets = targets.masked_fill(~valid.unsqueeze(-1), 0)
 
-        loss = contrastive = diversity = None
+        loss = contrastive = diversity = statistics = None
         if sampled_negative_indices is not None and mask is not None:
-            contrastive = contrastive_loss(
+            contrast = contrastive_loss(
                 states,
                 targets,
                 quantized.codes,
@@ -153,7 +155,12 @@ class Wav2Vec2ConformerForPreTraining(Wav2Vec2ConformerPreTrainedModel):  # type
                 valid=valid,
             )
             entries = self.config.num_codevector_groups * self.config.num_codevectors_per_group
-            diversity = diversity_loss(quantized.perplexity, entries, mask.sum())
+            contrastive, masked = contrast.loss, mask.sum()
+            diversity = diversity_loss(quantized.perplexity, entries, masked)
+            if output_statistics:
+                statistics = PretrainingStatistics(
+                    masked, contrast.correct, quantized.hard_perplexities, quantized.soft_perplexities
+                )
             loss = contrastive + self.config.diversity_loss_weight * diversity
         output = Wav2Vec2ConformerForPreTrainingOutput(
             loss=loss,
@@ -164,5 +171,6 @@ class Wav2Vec2ConformerForPreTraining(Wav2Vec2ConformerPreTrainedModel):  # type
             attentions=outputs.attentions,
             contrastive_loss=contrastive,
             diversity_loss=diversity,
+            statistics=statistics,
         )
         return output if choose(return_dict, self.config.return_dict) else output.to_tuple()

@@ -12,7 +12,7 @@ from ..configuration import Wav2Vec2ConformerConfig
 
 # B batch, T frames, C conv channels, G codebook groups, V entries a group, Q width of a quantized vector
 
-__all__ = ["GumbelQuantizer", "Quantized", "perplexity"]
+__all__ = ["GumbelQuantizer", "Quantized", "perplexities"]
 
 
 class Quantized(NamedTuple):
@@ -21,16 +21,17 @@ class Quantized(NamedTuple):
     Args:
         vectors: (B, T, Q).
         codes: (B, T, G), the entry chosen in each group.
-        perplexity: () float32, the references' value: `soft_perplexity` in training, `hard_perplexity` in evaluation.
-        soft_perplexity: () float32, of the average softmax distribution (before Gumbel noise).
-        hard_perplexity: () float32, of the chosen entries.
+        perplexity: () float32, the references' value: the sum of the soft perplexities in training, of the hard ones in
+            evaluation.
+        soft_perplexities: (G,) float32, of the average softmax distribution (before Gumbel noise).
+        hard_perplexities: (G,) float32, of the chosen entries.
     """
 
     vectors: Tensor
     codes: Tensor
     perplexity: Tensor
-    soft_perplexity: Tensor
-    hard_perplexity: Tensor
+    soft_perplexities: Tensor
+    hard_perplexities: Tensor
 
 
 class GumbelQuantizer(nn.Module):
@@ -66,23 +67,24 @@ class GumbelQuantizer(nn.Module):
             codes = logits.argmax(-1)
             vectors = F.embedding(self._flat(codes), self.codevectors[0])
         with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
-            soft = self._soft_perplexity(logits, mask)
-        hard = self._hard_perplexity(codes, mask)
-        return Quantized(vectors.flatten(-2), codes, soft if self.training else hard, soft.detach(), hard)
+            soft = self._soft_perplexities(logits, mask)
+        hard = self._hard_perplexities(codes, mask)
+        perplexity = soft.sum() if self.training else hard.sum()
+        return Quantized(vectors.flatten(-2), codes, perplexity, soft.detach(), hard)
 
     def _flat(self, codes: Tensor) -> Tensor:
         """(B, T, G) entries within their groups -> rows of the codebook."""
         return codes + self.entries * torch.arange(self.groups, device=codes.device)
 
-    def _soft_perplexity(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+    def _soft_perplexities(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         probabilities = logits.float().softmax(-1)
         weights = _weights(probabilities[..., 0, 0], mask)  # (B, T)
-        return perplexity(torch.einsum("bt,btgv->gv", weights, probabilities))
+        return perplexities(torch.einsum("bt,btgv->gv", weights, probabilities))
 
-    def _hard_perplexity(self, codes: Tensor, mask: Tensor | None) -> Tensor:
+    def _hard_perplexities(self, codes: Tensor, mask: Tensor | None) -> Tensor:
         weights = _weights(codes[..., 0].float(), mask).unsqueeze(-1).expand(codes.shape)  # (B, T, G)
         empty = weights.new_zeros(self.groups * self.entries)
-        return perplexity(empty.scatter_add(0, self._flat(codes).flatten(), weights.flatten()).view(self.groups, -1))
+        return perplexities(empty.scatter_add(0, self._flat(codes).flatten(), weights.flatten()).view(self.groups, -1))
 
 
 def _weights(like: Tensor, mask: Tensor | None) -> Tensor:
@@ -91,11 +93,11 @@ def _weights(like: Tensor, mask: Tensor | None) -> Tensor:
     return weights / weights.sum().clamp(min=1)
 
 
-def perplexity(distributions: Tensor) -> Tensor:
-    """Sum over the groups of exp(entropy): between G, one entry each, and G * V, all equally likely.
+def perplexities(distributions: Tensor) -> Tensor:
+    """(G,) exp(entropy) of each group: between 1, a single entry, and V, all equally likely.
 
     Args:
         distributions: (G, V).
     """
     entropies = -(distributions * (distributions + 1e-7).log()).sum(-1)  # 1e-7 as in transformers 4.34.0
-    return entropies.exp().sum()
+    return entropies.exp()

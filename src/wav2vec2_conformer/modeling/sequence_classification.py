@@ -12,6 +12,7 @@ from ..configuration import Wav2Vec2ConformerConfig
 from .layer_mixture import LayerMixtureModel, refuse_adapter
 from .losses import class_ids, class_loss
 from .model import choose
+from .outputs import StateSelection
 
 # B batch, N samples, T frames, P projected channels
 
@@ -40,7 +41,7 @@ class Wav2Vec2ConformerForSequenceClassification(LayerMixtureModel):
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: StateSelection | None = None,
         return_dict: bool | None = None,
         labels: Tensor | None = None,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:

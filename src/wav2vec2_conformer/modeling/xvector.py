@@ -16,6 +16,7 @@ from ..lengths import Length, frame_mask, frames_of, reference_tdnn_mask, tdnn_c
 from .layer_mixture import LayerMixtureModel
 from .losses import am_softmax_loss, class_ids
 from .model import choose
+from .outputs import StateSelection
 
 # B batch, N samples, T frames, D hidden size, C channels, K kernel, X width of the embedding
 
@@ -87,7 +88,7 @@ class Wav2Vec2ConformerForXVector(LayerMixtureModel):
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: StateSelection | None = None,
         return_dict: bool | None = None,
         labels: Tensor | None = None,
     ) -> XVectorOutput | tuple[Any, ...]:
