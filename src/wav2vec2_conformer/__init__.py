@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .audio import AudioError
+    from .auto import AutoRegistration, register_auto_classes, unregister_auto_classes
     from .configuration import Wav2Vec2ConformerConfig
     from .modeling import (
         Wav2Vec2ConformerForAudioFrameClassification,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AudioError",
+    "AutoRegistration",
     "Transcriber",
     "Transcript",
     "Wav2Vec2ConformerConfig",
@@ -31,12 +33,15 @@ __all__ = [
     "Wav2Vec2ConformerForXVector",
     "Wav2Vec2ConformerModel",
     "Wav2Vec2ConformerPreTrainedModel",
+    "register_auto_classes",
+    "unregister_auto_classes",
 ]
 
 # Where each name lives. They are imported when first asked for, so that `wav2vec2-conformer --help` need not wait for
 # torch.
 HOMES = {
     "AudioError": "audio",
+    "AutoRegistration": "auto",
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "Wav2Vec2ConformerConfig": "configuration",
@@ -48,6 +53,8 @@ HOMES = {
     "Wav2Vec2ConformerForXVector": "modeling",
     "Wav2Vec2ConformerModel": "modeling",
     "Wav2Vec2ConformerPreTrainedModel": "modeling",
+    "register_auto_classes": "auto",
+    "unregister_auto_classes": "auto",
 }
 
 

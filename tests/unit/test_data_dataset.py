@@ -181,7 +181,7 @@ def test_arguments_are_checked(utterances: list[Utterance]) -> None:
 
 def speech(samples: int, labels: list[int], name: str = "a") -> SpeechItem:
     return SpeechItem(
-        input_values=np.ones(samples, dtype=np.float32), labels=labels, text=name.upper(), index=0, name=name
+        input_values=np.ones(samples, dtype=np.float32), labels=labels, text=name.upper(), draw=0, index=0, name=name
     )
 
 

@@ -2,9 +2,9 @@
 
 from .augmentation import Augmentation, add_noise, change_speed, narrow_band
 from .batching import LengthBucketSampler
-from .collation import LABEL_PADDING, CTCBatch, CTCCollator, frames_needed
+from .collation import LABEL_PADDING, CTCBatch, CTCCollator, PretrainingBatch, PretrainingCollator, frames_needed
 from .dataset import SkippedItem, SpeechDataset, SpeechItem, normalize_waveform
-from .manifest import ManifestError, Utterance, normalize_text, read_manifest
+from .manifest import ManifestError, Utterance, normalize_text, read_manifest, read_recordings
 from .vocabulary import (
     PAD_TOKEN,
     SPECIAL_TOKENS,
@@ -27,6 +27,8 @@ __all__ = [
     "CTCCollator",
     "LengthBucketSampler",
     "ManifestError",
+    "PretrainingBatch",
+    "PretrainingCollator",
     "SkippedItem",
     "SpeechDataset",
     "SpeechItem",
@@ -42,4 +44,5 @@ __all__ = [
     "normalize_text",
     "normalize_waveform",
     "read_manifest",
+    "read_recordings",
 ]

@@ -27,11 +27,15 @@ _CACHE_MARGIN_SAMPLES = SAMPLE_RATE // 20
 
 
 class SpeechItem(TypedDict):
-    """One utterance, ready for the collator: `input_values` (N,) float32, `labels` the vocabulary ids of `text`."""
+    """One utterance, ready for a collator: `input_values` (N,) float32, `labels` the vocabulary ids of `text`.
+
+    `draw` is a random number of (seed, epoch, index), for what is drawn batch by batch.
+    """
 
     input_values: Waveform
     labels: list[int]
     text: str
+    draw: int
     index: int
     name: str
 
@@ -125,8 +129,9 @@ class SpeechDataset(Dataset[SpeechItem | SkippedItem]):
             return SkippedItem(index, utterance.name, error.problem)
         except OSError as error:
             return SkippedItem(index, utterance.name, str(error))
+        generator = np.random.default_rng([self._seed, int(self._epoch.item()), index])
+        draw = int(generator.integers(2**62))
         if self._augment is not None:
-            generator = np.random.default_rng([self._seed, int(self._epoch.item()), index])
             waveform = self._augment(waveform, generator)
         # One NaN would spread to every weight of the model at the next step.
         if waveform.size == 0 or not np.isfinite(waveform.sum(dtype=np.float64)):
@@ -135,7 +140,7 @@ class SpeechDataset(Dataset[SpeechItem | SkippedItem]):
             waveform = normalize_waveform(waveform)
         text = utterance.text or ""
         labels = self._encoder.encode(text) if self._encoder is not None else []
-        return SpeechItem(input_values=waveform, labels=labels, text=text, index=index, name=utterance.name)
+        return SpeechItem(input_values=waveform, labels=labels, text=text, draw=draw, index=index, name=utterance.name)
 
     def _waveform(self, index: int) -> Waveform:
         quantized = self._cache.get(index) if self._cache is not None else None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..audio import AudioError, audio_duration
+from ..audio import AUDIO_SUFFIXES, AudioError, audio_duration
+
+logger = logging.getLogger(__name__)
 
 # Enough to see a pattern in what is wrong; a thousand more lines of the same would hide it.
 _PROBLEMS_SHOWN = 5
@@ -85,6 +88,38 @@ def read_manifest(path: str | Path, *, require_text: bool = False) -> list[Utter
     if not utterances:
         raise ManifestError(f'{path}: the manifest is empty; write one JSON object a line, e.g. {{"audio": "a.wav"}}')
     return utterances
+
+
+def read_recordings(path: str | Path) -> list[Utterance]:
+    """Read a manifest, or take the audio files below a folder, in the order of their paths.
+
+    Files of a folder that cannot be read are named in a warning (the first few) and left out: folders, unlike
+    manifests, hold what happens to lie there. Durations come from the files' headers; a file that does not say how
+    long it is is left out, too.
+
+    Raises:
+        ManifestError: as `read_manifest`, or the folder holds no audio file that can be read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return read_manifest(path)
+    found: list[Utterance] = []
+    problems: list[str] = []
+    for audio in sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()):
+        name = str(audio.relative_to(path))
+        try:
+            duration = _duration({}, audio, name)
+        except _LineError as error:
+            problems.append(str(error))
+        else:
+            found.append(Utterance(audio, None, duration, None, None, name))
+    if problems:
+        more = len(problems) - _PROBLEMS_SHOWN
+        shown = "; ".join(problems[:_PROBLEMS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        logger.warning("%s: %d of %d files left out: %s", path, len(problems), len(problems) + len(found), shown)
+    if not found:
+        raise ManifestError(f"{path}: no audio file that can be read lies below this folder")
+    return found
 
 
 def _parse_line(line: bytes, folder: Path, require_text: bool) -> Utterance:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from .wide_buffers import WideBuffers
 
@@ -28,12 +30,16 @@ class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
     `forward` (training) returns the batch's statistics instead of storing them, and `commit` stores them. The encoder
     commits once a step, also where gradient checkpointing runs `forward` twice. Running statistics stay at least
     float32 whatever the model is cast to, since they are sums over many batches.
+
+    With `synchronised` set, the statistics of a training batch are those of all processes' frames together, and so are
+    the gradients through them.
     """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
     momentum: float
+    synchronised = False
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -47,6 +53,8 @@ class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, BatchStatistics]:  # type: ignore[override]
         """Normalise (B, T, D) with the statistics of its frames, or of those where `mask` (B, T) is True."""
+        if self.synchronised and dist.is_available() and dist.is_initialized():
+            return self._forward_together(x, mask)
         if mask is None:
             frames = max(x.shape[0] * x.shape[1], 1)
             count = torch.full((), float(frames), device=x.device, dtype=self.running_mean.dtype)
@@ -67,6 +75,19 @@ class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
         unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
         return out, BatchStatistics(mean.detach(), unbiased, count)
 
+    def _forward_together(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, BatchStatistics]:
+        wide = x.to(self.running_mean.dtype)
+        valid = torch.ones_like(x[..., :1], dtype=torch.bool) if mask is None else mask.unsqueeze(-1)
+        ones = valid.sum(dtype=wide.dtype).view(1)
+        sums = over_processes(torch.cat((torch.where(valid, wide, 0).sum((0, 1)), ones)))
+        count = sums[-1].detach().clamp(min=1)
+        mean = sums[:-1] / count
+        variance = over_processes(torch.where(valid, wide - mean, 0).square().sum((0, 1))) / count
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        out = torch.addcmul(self.bias - mean * scale, wide, scale).to(x.dtype)
+        unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
+        return out, BatchStatistics(mean.detach(), unbiased, count)
+
     @torch.no_grad()
     def commit(self, statistics: BatchStatistics) -> None:
         """Move the running statistics towards a batch's; one with fewer than two frames moves nothing."""
@@ -75,3 +96,8 @@ class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
         self.running_mean.add_((statistics.mean - self.running_mean) * step)
         self.running_var.add_((statistics.variance - self.running_var) * step)
         self.num_batches_tracked.add_(1)
+
+
+def over_processes(sums: Tensor) -> Tensor:
+    """The sum over all processes, through which gradients flow."""
+    return cast(Tensor, all_reduce(sums))  # type: ignore[no-untyped-call]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -41,15 +39,13 @@ from ..lengths import frames_of
 from ..modeling import Wav2Vec2ConformerForCTC
 from ..modeling.losses import ctc_loss
 from ..processing import DEFAULT_MODEL, load_processor
-from .checkpoints import last_checkpoint
 from .progress import ProgressBar
+from .record import check_settings, prepare_output, record_settings
 from .trainer import SpeechLoader, SpeechTrainer
 
 __all__ = ["CTCSettings", "CTCTrainer", "train_ctc"]
 
 logger = logging.getLogger(__name__)
-
-RECORD = "training.json"
 
 
 @dataclass
@@ -103,19 +99,12 @@ class CTCSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        above_zero = ("epochs", "batch_seconds", "max_batch", "accumulate", "clip")
-        at_least_zero = ("learning_rate", "weight_decay", "evaluate_every", "cache_gb", "workers", "seed")
-        for name in above_zero + at_least_zero:
-            value = getattr(self, name)
-            if not (value > 0 or (value == 0 and name in at_least_zero)) or value == math.inf:
-                bound = "above 0" if name in above_zero else "at least 0"
-                raise ValueError(f"`{name}` must be {bound}, got {value}")
-        for name in ("warmup", "unknown_limit"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is a share: it must be at least 0 and below 1, got {getattr(self, name)}")
-
-    # What may differ between a run and its continuation.
-    FREE: ClassVar[tuple[str, ...]] = ("workers", "output", "cache_gb")
+        check_settings(
+            self,
+            above_zero=("epochs", "batch_seconds", "max_batch", "accumulate", "clip"),
+            at_least_zero=("learning_rate", "weight_decay", "evaluate_every", "cache_gb", "workers", "seed"),
+            shares=("warmup", "unknown_limit"),
+        )
 
 
 class CTCTrainer(SpeechTrainer):
@@ -124,7 +113,6 @@ class CTCTrainer(SpeechTrainer):
     def __init__(self, *args: Any, dev_loader: SpeechLoader, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.dev_loader, self.tokenizer = dev_loader, tokenizer
-        self.seconds_seen, self.clock = 0.0, time.monotonic()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The development loader."""
@@ -141,20 +129,13 @@ class CTCTrainer(SpeechTrainer):
         loss = self.share_of_step(loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """As in `SpeechTrainer`, and count the audio that went through."""
-        self.seconds_seen += float(inputs["attention_mask"].sum()) / SAMPLE_RATE
-        return super().training_step(model, inputs, num_items_in_batch)
+    def items_of(self, batch: dict[str, Any]) -> int:
+        """Utterances."""
+        return int(batch["input_values"].shape[0])
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the audio seconds processed a second since the last log, and what was skipped."""
-        if "loss" in logs:
-            now = time.monotonic()
-            logs["speed"] = self.seconds_seen * self.accelerator.num_processes / max(now - self.clock, 1e-9)
-            logs["skipped_utterances"] = float(self.skipped_utterances)
-            logs["skipped_steps"] = float(self.skipped_steps)
-            self.seconds_seen, self.clock = 0.0, now
-        super().log(logs, start_time)
+    def seconds_of(self, batch: dict[str, Any]) -> float:
+        """Seconds of audio."""
+        return float(batch["attention_mask"].sum()) / SAMPLE_RATE
 
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
@@ -265,36 +246,6 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
         "skipped_utterances": float(trainer.accelerator.reduce(skipped, reduction="sum")),
         "skipped_steps": float(trainer.skipped_steps),
     }
-
-
-def prepare_output(output: Path, settings: CTCSettings, resume: bool) -> Path | None:
-    """Check the output folder; the checkpoint to go on from, if there is one."""
-    record = output / RECORD
-    checkpoint = last_checkpoint(output)
-    if not resume:
-        if checkpoint is not None:
-            raise ValueError(
-                f"{output} holds a training ({checkpoint.name}); pass --resume to go on with it, or another --output"
-            )
-    elif record.is_file():
-        before = json.loads(record.read_text())
-        now = asdict(settings)
-        changed = [name for name in now if name not in settings.FREE and before.get(name, now[name]) != now[name]]
-        if changed:
-            details = ", ".join(f"{name}: {before[name]!r} before, {now[name]!r} now" for name in changed)
-            raise ValueError(f"{output} was trained with other settings ({details}); resume with the same ones")
-    if resume and checkpoint is None:
-        logger.warning("%s holds no complete checkpoint: starting from the beginning", output)
-    return checkpoint
-
-
-def record_settings(output: Path, settings: CTCSettings) -> None:
-    """Create the output folder, and note what `resume` must find unchanged."""
-    record = output / RECORD
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_suffix(f".{os.getpid()}.tmp")  # every process writes the same
-    temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    temporary.replace(record)
 
 
 def prepare_model(settings: CTCSettings, texts: list[str]) -> tuple[Wav2Vec2ConformerForCTC, Wav2Vec2Processor]:

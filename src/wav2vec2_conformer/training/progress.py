@@ -36,9 +36,23 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self.bar is None or not logs:
             return
-        names = {"loss": "loss", "eval_wer": "WER", "eval_cer": "CER", "learning_rate": "lr", "speed": "x real time"}
+        names = {
+            "contrastive": "contrastive",
+            "accuracy": "accuracy",
+            "eval_accuracy": "dev accuracy",
+            "hard_perplexity_1": "entries 1",
+            "hard_perplexity_2": "entries 2",
+            "temperature": "temperature",
+            "loss": "loss",
+            "eval_wer": "WER",
+            "eval_cer": "CER",
+            "learning_rate": "lr",
+            "speed": "x real time",
+        }
         shown = {new: f"{logs[old]:.3g}" for old, new in names.items() if old in logs}
         self.figures |= shown
+        if not shown:
+            return
         if self.bar.disable:
             line = "  ".join(f"{name} {value}" for name, value in shown.items())
             print(f"step {state.global_step}/{state.max_steps}  {line}", file=sys.stderr, flush=True)

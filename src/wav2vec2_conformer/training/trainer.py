@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from ..data import CTCBatch, LengthBucketSampler, SpeechDataset
+from ..data import CTCBatch, LengthBucketSampler, PretrainingBatch, SpeechDataset
 from .checkpoints import INCOMPLETE, keep_newest, remove, replace_files
 
 __all__ = ["SpeechLoader", "SpeechTrainer"]
@@ -25,10 +28,10 @@ NAMED = 5  # how many skipped utterances are named; the others are counted
 
 
 class EpochSampler(LengthBucketSampler):
-    """A batch sampler that takes the dataset's augmentations along to the next epoch."""
+    """A batch sampler that takes the dataset's draws along to the next epoch; `longest` seconds of each are used."""
 
-    def __init__(self, dataset: SpeechDataset, **kwargs: Any) -> None:
-        super().__init__([utterance.duration for utterance in dataset.utterances], **kwargs)
+    def __init__(self, dataset: SpeechDataset, *, longest: float = math.inf, **kwargs: Any) -> None:
+        super().__init__([min(utterance.duration, longest) for utterance in dataset.utterances], **kwargs)
         self.dataset = dataset
 
     def set_epoch(self, epoch: int) -> None:
@@ -40,7 +43,12 @@ class SpeechLoader(DataLoader[Any]):
     """Batches of similar length, by total seconds; a function of (seed, epoch) alone, whatever the workers do."""
 
     def __init__(
-        self, dataset: SpeechDataset, collator: Callable[[Any], CTCBatch], *, workers: int = 0, **sampling: Any
+        self,
+        dataset: SpeechDataset,
+        collator: Callable[[Any], CTCBatch | PretrainingBatch],
+        *,
+        workers: int = 0,
+        **sampling: Any,
     ) -> None:
         sampler = EpochSampler(dataset, **sampling)
         super().__init__(
@@ -75,8 +83,8 @@ class SkipBadSteps(TrainerCallback):
         """Empty the gradients and put the batch norms' statistics back, where loss or gradient is not finite."""
         trainer = self.trainer
         network = cast(nn.Module, trainer.model)
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        if trainer.bad_loss or not all_finite(gradients):
+        trainer.gradient_norm = gradient_norm(network)
+        if trainer.bad_loss or not math.isfinite(trainer.gradient_norm):
             trainer.bad_loss = False
             trainer.skipped_steps += 1
             logger.warning(
@@ -95,19 +103,31 @@ def running_statistics(network: nn.Module) -> list[Tensor]:
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether all numbers are finite; one pass and one synchronisation."""
-    return not tensors or bool(torch.isfinite(torch.stack(torch._foreach_norm(tensors))).all())
+def gradient_norm(network: nn.Module) -> float:
+    """The Euclidean norm of all gradients together; one pass and one synchronisation."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return float(torch.stack(torch._foreach_norm(gradients)).float().norm()) if gradients else 0.0
+
+
+def draw_seed(*numbers: int) -> int:
+    """A seed for torch from numbers that tell one draw from all others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class SpeechTrainer(Trainer):
     """A `transformers.Trainer` over `SpeechLoader`s.
 
-    * The loss of an optimizer step is the sum over its utterances divided by their number, over all micro-steps and
-      processes: accumulating 4 batches on one process and 1 batch on 4 processes give the same gradient.
+    * The loss of an optimizer step is the sum over its items (utterances, masked frames) divided by their number, over
+      all micro-steps and processes. What is random in a micro-step (dropout, Gumbel noise, SpecAugment) is a function
+      of the seed, the step and its place in the step, and LayerDrop one of the seed and the step. So accumulating 4
+      batches on one process and 1 batch on 4 processes give the same gradient.
     * A step whose loss or gradient is not finite on any process is skipped on all and counted (`skipped_steps`).
     * Utterances that cannot be used are counted, and the first ones named (`skipped_utterances`).
     * Checkpoints are written under a temporary name and renamed.
+    * Every log has the speed in seconds of audio a second, the share of the time that went into waiting for data, the
+      gradient's norm and what was skipped.
+
+    A task says how many items (`items_of`) and how much audio (`seconds_of`) a batch holds.
     """
 
     def __init__(self, *args: Any, train_loader: SpeechLoader, keep_checkpoints: int = 2, **kwargs: Any) -> None:
@@ -117,6 +137,9 @@ class SpeechTrainer(Trainer):
         self.skipped_steps = 0
         self.skipped_utterances = 0
         self.bad_loss = False
+        self.gradient_norm = 0.0
+        self.place = 0  # of the next micro-step in its step
+        self.seconds_seen, self.waited, self.clock = 0.0, 0.0, time.monotonic()
         self.model_accepts_loss_kwargs = True  # the loss is divided here, not by the number of micro-steps
         self._writing: Path | None = None
         self.add_callback(SkipBadSteps(self))
@@ -128,16 +151,21 @@ class SpeechTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
-        """The micro-batches of one optimizer step, and the number of their utterances over all processes."""
+        """The micro-batches of one optimizer step, and the number of their items over all processes."""
+        begun = time.monotonic()
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        self.waited += time.monotonic() - begun
         for batch in batches:
             self._report_skipped(batch.pop("skipped_names"))
-        count = torch.tensor(sum(batch["input_values"].shape[0] for batch in batches), device=device)
+        self.place = 0
+        count = torch.tensor(sum(self.items_of(batch) for batch in batches), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum").clamp(min=1)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one micro-batch; its share of the step's loss."""
         model.train()
+        self._seed_micro_step()
+        self.seconds_seen += self.seconds_of(inputs)
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             loss = cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch))
@@ -152,9 +180,38 @@ class SpeechTrainer(Trainer):
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def share_of_step(self, loss: Tensor, utterances: Tensor | int | None) -> Tensor:
-        """A sum over a micro-batch's utterances -> its share of the step's mean; DDP's average over ranks is undone."""
-        return loss if utterances is None else loss * (self.accelerator.num_processes / utterances)
+    def items_of(self, batch: Batch) -> int:
+        """How many items of a batch the loss sums over."""
+        raise NotImplementedError
+
+    def seconds_of(self, batch: Batch) -> float:
+        """Seconds of audio in a batch, without padding."""
+        raise NotImplementedError
+
+    def share_of_step(self, loss: Tensor, items: Tensor | int | None) -> Tensor:
+        """A sum over a micro-batch's items -> its share of the step's mean; DDP's average over ranks is undone."""
+        return loss if items is None else loss * (self.accelerator.num_processes / items)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was seen since the last log."""
+        if "loss" in logs:
+            now = time.monotonic()
+            passed = max(now - self.clock, 1e-9)
+            logs["speed"] = self.seconds_seen * self.accelerator.num_processes / passed
+            logs["waiting"] = self.waited / passed
+            logs["grad_norm"] = self.gradient_norm
+            logs["skipped_utterances"] = float(self.skipped_utterances)
+            logs["skipped_steps"] = float(self.skipped_steps)
+            self.seconds_seen, self.waited, self.clock = 0.0, 0.0, now
+        super().log(logs, start_time)
+
+    def _seed_micro_step(self) -> None:
+        seed, step = self.args.seed, self.state.global_step
+        place = self.place * self.accelerator.num_processes + self.accelerator.process_index
+        torch.manual_seed(draw_seed(seed, step, place))
+        # One decision for all micro-steps and processes: they wait for one another's blocks in FSDP.
+        self.accelerator.unwrap_model(self.model).base_model.layerdrop_seed = draw_seed(seed, step)
+        self.place += 1
 
     def _report_skipped(self, names: list[str]) -> None:
         for name in names:

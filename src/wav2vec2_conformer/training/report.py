@@ -1,0 +1,62 @@
+"""A picture of a pre-training: what it logged, over its updates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["write_report"]
+
+# Title, axis label, (key, label, whether it is of the development set)
+PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
+    ("Contrastive loss", "nats a masked frame", [("contrastive", "training"), ("eval_contrastive", "development")]),
+    ("Accuracy", "share of masked frames", [("accuracy", "training"), ("eval_accuracy", "development")]),
+    ("Entries in use", "perplexity", [("hard_perplexity", "chosen"), ("soft_perplexity", "softmax")]),
+    ("Learning rate", "", [("learning_rate", "learning rate")]),
+    ("Gradient norm", "", [("grad_norm", "before clipping")]),
+    ("Speed", "times real time", [("speed", "audio seconds a second")]),
+]
+
+
+def write_report(path: Path, history: list[dict[str, Any]], diagnosis: str | None = None) -> None:
+    """Draw a training's logs as a PNG, in one atomic step; nothing where there are no logs.
+
+    Args:
+        path: of the picture.
+        history: `trainer.state.log_history`.
+        diagnosis: why it was stopped, written above the curves.
+    """
+    if not any("contrastive" in log for log in history):
+        return
+    import matplotlib  # imported late: only the end of a training needs it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
+    for axis, (title, unit, lines) in zip(axes.flat, PANELS, strict=True):
+        for key, label in lines:
+            for name in sorted({name for log in history for name in log if name == key or is_group(name, key)}):
+                points = [(log["step"], log[name]) for log in history if name in log]
+                group = f", group {name.rsplit('_', 1)[1]}" if name != key else ""
+                marker = "o" if key.startswith("eval") or len(points) < 3 else None
+                axis.plot(*zip(*points, strict=True), label=label + group, linewidth=1.2, marker=marker, markersize=3)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("update", fontsize=9)
+        axis.set_ylabel(unit, fontsize=9)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        if len(axis.lines) > 1:
+            axis.legend(fontsize=8)
+    if diagnosis:
+        figure.suptitle(diagnosis, fontsize=9, color="firebrick", wrap=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.png")
+    figure.savefig(temporary, dpi=110)
+    pyplot.close(figure)
+    temporary.replace(path)
+
+
+def is_group(name: str, key: str) -> bool:
+    """Whether a name is that of a codebook group's figure."""
+    return name.startswith(f"{key}_") and name.removeprefix(f"{key}_").isdigit()
