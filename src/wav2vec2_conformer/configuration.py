@@ -53,7 +53,7 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
         num_codevectors_per_group: entries `V` of each codebook group of the quantizer.
         num_codevector_groups: codebook groups `G` of the quantizer; must divide `codevector_dim`.
         contrastive_logits_temperature: temperature of the contrastive loss.
-        num_negatives: negatives for each masked frame.
+        num_negatives: negatives for each masked frame, for those who draw them; the network takes any number.
         codevector_dim: width of a quantized vector.
         proj_codevector_dim: width in which predictions and quantized vectors are compared.
         diversity_loss_weight: weight of the codebook diversity loss.
@@ -66,8 +66,8 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
         tdnn_dilation: dilations of these layers.
         xvector_output_dim: width of the x-vector embedding.
         pad_token_id: padding token, and the blank of CTC.
-        bos_token_id: token of the beginning of a text.
-        eos_token_id: token of the end of a text.
+        bos_token_id: token of the beginning of a text; kept for tokenizers, without effect on the network.
+        eos_token_id: token of the end of a text; kept likewise.
         add_adapter: whether a strided convolutional adapter follows the encoder.
         adapter_kernel_size: its kernel size.
         adapter_stride: its stride.

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import Wav2Vec2Processor
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 from transformers.utils.hub import cached_file
 
-__all__ = ["DEFAULT_MODEL", "load_processor"]
+__all__ = ["DEFAULT_MODEL", "load_processor", "normalizes"]
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
+
+
+def normalizes(model: str) -> bool | None:
+    """Whether a model's waveforms are normalised, as its feature extractor says; None where there is none beside it."""
+    names = ("preprocessor_config.json", "processor_config.json")
+    if not any(cached_file(model, name, _raise_exceptions_for_missing_entries=False) for name in names):
+        return None
+    return bool(Wav2Vec2FeatureExtractor.from_pretrained(model).do_normalize)
 
 
 def load_processor(model: str) -> Wav2Vec2Processor | None:

@@ -118,7 +118,8 @@ def test_perplexities_count_masked_frames_only(training: bool) -> None:
     assert not found.soft_perplexities.requires_grad
     torch.manual_seed(0)
     whole = quantizer(features)
-    torch.testing.assert_close(whole.hard_perplexities, perplexities(F.one_hot(found.codes, ENTRIES).float().mean((0, 1))))
+    shares = F.one_hot(found.codes, ENTRIES).float().mean((0, 1))
+    torch.testing.assert_close(whole.hard_perplexities, perplexities(shares))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -38,7 +38,7 @@ from ..evaluation import ErrorRates
 from ..lengths import frames_of
 from ..modeling import Wav2Vec2ConformerForCTC
 from ..modeling.losses import ctc_loss
-from ..processing import DEFAULT_MODEL, load_processor
+from ..processing import DEFAULT_MODEL, load_processor, normalizes
 from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
 from .trainer import SpeechLoader, SpeechTrainer
@@ -253,7 +253,9 @@ def prepare_model(settings: CTCSettings, texts: list[str]) -> tuple[Wav2Vec2Conf
     if settings.init and settings.config:
         raise ValueError("give a model to start from (init) or the configuration of a new one (config), not both")
     if settings.init:
-        processor = load_processor(settings.init) or build_processor(build_vocabulary(texts))
+        processor = load_processor(settings.init) or build_processor(
+            build_vocabulary(texts), do_normalize=normalizes(settings.init) is not False
+        )
         ids: dict[str, Any] = token_ids(processor)
         # A head for another vocabulary starts anew; network weights of another shape are an error all the same.
         model = Wav2Vec2ConformerForCTC.from_pretrained(
