@@ -16,6 +16,7 @@ from .dropout import Dropout
 from .language_adapter import LanguageAdapter, read_adapter, write_adapter
 from .losses import ctc_loss
 from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel, choose
+from .outputs import StateSelection
 
 # B batch, N samples, T frames, D hidden size, V vocabulary, S labels
 
@@ -170,7 +171,7 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: StateSelection | None = None,
         return_dict: bool | None = None,
         labels: Tensor | None = None,
     ) -> CausalLMOutput | tuple[Any, ...]:

@@ -1,0 +1,64 @@
+"""Manifests for pre-training without transcripts and for fine-tuning with few.
+
+    python recipes/pretraining/prepare.py --data ../shared/data --output runs/pretraining/data
+
+writes `unlabelled` (all train manifests of the folder, without their transcripts), `labelled-10min` and `labelled-1h`
+(utterances of librispeech-train, drawn speaker by speaker until there is enough), and `dev` (librispeech-dev).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+CORPORA = ("librispeech-train", "speechocean762-train", "an4-train", "digits-train", "commands-train")
+
+
+def read(data: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a manifest with absolute audio paths."""
+    lines = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+    return [{**line, "audio": str((data / line["audio"]).resolve())} for line in lines]
+
+
+def draw(lines: list[dict[str, Any]], seconds: float, seed: int) -> list[dict[str, Any]]:
+    """Utterances of all speakers in turn, until `seconds` are reached."""
+    rng = random.Random(seed)
+    speakers: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        speakers.setdefault(line["speaker"], []).append(line)
+    for own in speakers.values():
+        rng.shuffle(own)
+    drawn: list[dict[str, Any]] = []
+    while sum(line["duration"] for line in drawn) < seconds:
+        for speaker in sorted(speakers):
+            if speakers[speaker] and sum(line["duration"] for line in drawn) < seconds:
+                drawn.append(speakers[speaker].pop())
+    return drawn
+
+
+def main() -> None:
+    """Write all manifests."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    librispeech = read(options.data, "librispeech-train")
+    manifests = {
+        "unlabelled": [
+            {key: line[key] for key in ("audio", "duration")} for name in CORPORA for line in read(options.data, name)
+        ],
+        "labelled-10min": draw(librispeech, 600, seed=1),
+        "labelled-1h": draw(librispeech, 3600, seed=1),
+        "dev": read(options.data, "librispeech-dev"),
+    }
+    for name, lines in manifests.items():
+        (options.output / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        print(f"{name}: {len(lines)} recordings, {sum(line['duration'] for line in lines) / 3600:.2f} h")
+
+
+if __name__ == "__main__":
+    main()
