@@ -14,7 +14,7 @@ from ..configuration import Wav2Vec2ConformerConfig
 from .dropout import Dropout
 from .losses import contrastive_loss, diversity_loss
 from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel, choose
-from .outputs import PretrainingStatistics, Wav2Vec2ConformerForPreTrainingOutput
+from .outputs import PretrainingStatistics, StateSelection, Wav2Vec2ConformerForPreTrainingOutput
 from .quantizer import GumbelQuantizer
 
 # B batch, N samples, T frames, D hidden size, P width of the comparison (`proj_codevector_dim`), K negatives
@@ -89,7 +89,7 @@ class Wav2Vec2ConformerForPreTraining(Wav2Vec2ConformerPreTrainedModel):  # type
         mask_time_indices: Tensor | None = None,
         sampled_negative_indices: Tensor | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: StateSelection | None = None,
         return_dict: bool | None = None,
         output_statistics: bool = False,
     ) -> Wav2Vec2ConformerForPreTrainingOutput | tuple[Any, ...]:
