@@ -16,5 +16,6 @@ for labels in 10min:40 1h:10; do
     common=(--train $work/data/labelled-$name.jsonl --dev $work/data/dev.jsonl --batch-seconds 40 --epochs "$epochs"
         --learning-rate 1e-3 --warmup 0.1 --clip 2 --cache-gb 0.5)
     wav2vec2-conformer train ctc "${common[@]}" --init $work/model --output $work/pretrained-$name
-    wav2vec2-conformer train ctc "${common[@]}" --config $work/model/config.json --output $work/scratch-$name
+    # the same network, with the masks that suit a model that starts from nothing
+    wav2vec2-conformer train ctc "${common[@]}" --config recipes/default-model/config.json --output $work/scratch-$name
 done
