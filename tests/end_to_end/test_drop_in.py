@@ -324,6 +324,7 @@ def warnings_of_transformers() -> Iterator[None]:
 
 # --- PEFT --------------------------------------------------------------------------------------------------------
 
+STRIDED_ADAPTER = r".*adapter\.layers\.\d+\.conv"
 CONVOLUTIONS = r".*feature_extractor\.conv_layers\.\d+\.conv"
 ATTENTION = ["linear_q", "linear_k", "linear_v", "linear_out"]
 
@@ -405,6 +406,7 @@ def test_statistics_of_a_base_move_unless_the_adapter_has_its_own() -> None:
         ["pointwise_conv2"],
         ["depthwise_conv"],
         CONVOLUTIONS,
+        STRIDED_ADAPTER,
         ["projection"],
         "all-linear",
     ],
@@ -414,7 +416,8 @@ def test_statistics_of_a_base_move_unless_the_adapter_has_its_own() -> None:
 def test_lora_acts_and_learns_on_every_layer(targets: list[str] | str, training: bool) -> None:
     """Nowhere does the network read a layer's weight past the LoRA that was put around it."""
     r = TINY["hidden_size"] if targets == ["depthwise_conv"] else 4  # PEFT wants a rank that the groups divide
-    model = lora(build(), targets, r=r, lora_dropout=0.0).train(training)
+    base = build(add_adapter=targets == STRIDED_ADAPTER, num_adapter_layers=1)
+    model = lora(base, targets, r=r, lora_dropout=0.0).train(training)
     values, mask = clips()
     with torch.no_grad():
         plain = model(input_values=values, attention_mask=mask).logits

@@ -135,11 +135,11 @@ def without_the_final_norm(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def depthwise_kernel_reversed(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = conformer.ConvolutionModule._depthwise
+    right = conformer.conv1d_channels_last
     monkeypatch.setattr(
-        conformer.ConvolutionModule,
-        "_depthwise",
-        lambda self, x, kernel, bias=None: right(self, x, kernel.flip(-1), bias),
+        conformer,
+        "conv1d_channels_last",
+        lambda x, kernel, *bias, **options: right(x, kernel.flip(-1), *bias, **options),
     )
 
 
