@@ -14,6 +14,8 @@ from torch import Tensor
 from .configuration import Wav2Vec2ConformerConfig
 
 __all__ = [
+    "Length",
+    "adapter_layer_length",
     "adapter_lengths",
     "conv_layers",
     "conv_length",
@@ -22,6 +24,10 @@ __all__ = [
     "frames_of",
     "receptive_field",
     "reference_frame_mask",
+    "reference_tdnn_mask",
+    "samples_a_frame",
+    "tdnn_context",
+    "tdnn_lengths",
 ]
 
 Length = TypeVar("Length", int, Tensor)
@@ -66,12 +72,22 @@ def adapter_lengths(lengths: Length, config: Wav2Vec2ConformerConfig) -> Length:
         if config.padding == "reference":
             lengths = (lengths - 1) // config.adapter_stride + 1
             continue
-        outputs = conv_length(lengths, config.adapter_kernel_size, config.adapter_stride, padding=1)
-        if isinstance(outputs, Tensor):
-            lengths = torch.where(lengths > 0, outputs, 0)
-        else:
-            lengths = outputs if lengths > 0 else lengths
+        lengths = adapter_layer_length(lengths, config)
     return lengths
+
+
+def adapter_layer_length(lengths: Length, config: Wav2Vec2ConformerConfig) -> Length:
+    """Frames after one layer of the strided adapter; an empty clip stays empty."""
+    outputs = conv_length(lengths, config.adapter_kernel_size, config.adapter_stride, padding=1)
+    if isinstance(outputs, Tensor):
+        return torch.where(lengths > 0, outputs, 0)
+    return outputs if lengths > 0 else lengths
+
+
+def samples_a_frame(config: Wav2Vec2ConformerConfig) -> int:
+    """Samples from one frame that a head sees to the next, the strided adapter included."""
+    adapter = config.adapter_stride**config.num_adapter_layers if config.add_adapter else 1
+    return config.inputs_to_logits_ratio * adapter
 
 
 def conv_layers(config: Wav2Vec2ConformerConfig) -> list[tuple[int, int]]:
@@ -98,17 +114,21 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
+def reference_lengths(samples: Tensor, config: Wav2Vec2ConformerConfig, *, adapter: bool) -> Tensor:
+    """Frames as transformers 4.34.0 counts them: below zero for clips that are too short for one."""
+    lengths = samples
+    for kernel, stride in conv_layers(config):
+        lengths = (lengths - kernel) // stride + 1
+    return adapter_lengths(lengths, config) if adapter else lengths
+
+
 def reference_frame_mask(samples: Tensor, config: Wav2Vec2ConformerConfig, frames: int, *, adapter: bool) -> Tensor:
     """The (B, frames) mask that transformers 4.34.0 builds, for `padding="reference"` only.
 
     It marks the last valid frame by its index and fills leftwards. Lengths are not clamped there, so a clip too short
     for one frame indexes from the right end and counts as (nearly) all valid.
     """
-    lengths = samples
-    for kernel, stride in conv_layers(config):
-        lengths = (lengths - kernel) // stride + 1
-    if adapter:
-        lengths = adapter_lengths(lengths, config)
+    lengths = reference_lengths(samples, config, adapter=adapter)
     last = lengths - 1
     return torch.arange(frames, device=samples.device) <= torch.where(last < 0, last + frames, last)[:, None]
 
@@ -140,10 +160,5 @@ def reference_tdnn_mask(samples: Tensor, config: Wav2Vec2ConformerConfig, output
 
     They are `[:length]` of an unclamped length, which counts from the right end where it is negative.
     """
-    lengths = samples
-    for kernel, stride in conv_layers(config):
-        lengths = (lengths - kernel) // stride + 1
-    if config.add_adapter:
-        lengths = adapter_lengths(lengths, config)
-    lengths = tdnn_lengths(lengths, config)
+    lengths = tdnn_lengths(reference_lengths(samples, config, adapter=config.add_adapter), config)
     return frame_mask(torch.where(lengths < 0, lengths + outputs, lengths), outputs)

@@ -15,25 +15,25 @@ DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
 def normalizes(model: str) -> bool | None:
     """Whether a model's waveforms are normalised, as its feature extractor says; None where there is none beside it."""
     names = ("preprocessor_config.json", "processor_config.json")
-    if not any(cached_file(model, name, _raise_exceptions_for_missing_entries=False) for name in names):
+    if not any(cached_file(str(model), name, _raise_exceptions_for_missing_entries=False) for name in names):
         return None
     return bool(Wav2Vec2FeatureExtractor.from_pretrained(model).do_normalize)
 
 
-def load_processor(model: str) -> Wav2Vec2Processor | None:
+def load_processor(model: str | Path) -> Wav2Vec2Processor | None:
     """The processor saved beside a model (a folder or a Hub id), or None where there is none.
 
     Raises:
         ValueError: there is one, and it cannot be read.
     """
     found = [
-        cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
         for name in ("vocab.json", "tokenizer_config.json")
     ]
     if not any(found):
         return None
     try:
-        processor = Wav2Vec2Processor.from_pretrained(model)
+        processor = Wav2Vec2Processor.from_pretrained(str(model))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{model}: its processor cannot be read ({error})") from error
     return processor if isinstance(processor, Wav2Vec2Processor) else None

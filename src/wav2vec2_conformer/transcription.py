@@ -23,7 +23,7 @@ from transformers import Wav2Vec2Processor
 from .audio import SAMPLE_RATE, AudioError, AudioSource, iter_audio, prepare_waveform
 from .data import normalize_waveform
 from .decoding import best_path
-from .lengths import frames_of
+from .lengths import frames_of, samples_a_frame
 from .modeling import Wav2Vec2ConformerForCTC
 from .processing import DEFAULT_MODEL, load_processor
 
@@ -103,13 +103,16 @@ class Transcriber:
         self.batch_seconds = batch_seconds
         self.blank = int(self.tokenizer.pad_token_id)
         self.delimiter = self.tokenizer.convert_tokens_to_ids(self.tokenizer.word_delimiter_token)
-        self.stride = model.config.inputs_to_logits_ratio
-        if model.config.add_adapter:
-            self.stride *= model.config.adapter_stride**model.config.num_adapter_layers
+        self.stride = samples_a_frame(model.config)
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path | None = None, *, device: str | torch.device | None = None, batch_seconds: float = 120.0
+        cls,
+        model: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        batch_seconds: float = 120.0,
+        target_lang: str | None = None,
     ) -> Self:
         """Load a model and its processor.
 
@@ -118,6 +121,7 @@ class Transcriber:
                 English model that comes with the package.
             device: `None`: a CUDA device if there is one, else the CPU.
             batch_seconds: as in the constructor.
+            target_lang: of a model with language adapters, the language to write.
 
         Raises:
             ValueError: there is no processor beside the model, or `model` is neither a folder nor a Hub id.
@@ -127,7 +131,9 @@ class Transcriber:
         name = str(DEFAULT_MODEL if model is None else model)
         if not (name and Path(name).exists()) and not HUB_ID.fullmatch(name):
             raise ValueError(f"{name!r}: no such folder, and no Hub id, which looks like `owner/model`")
-        network, info = Wav2Vec2ConformerForCTC.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        network, info = Wav2Vec2ConformerForCTC.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, target_lang=target_lang
+        )
         untrained = sorted(key for key in info["missing_keys"] if "lm_head" in key or "adapter." in key)
         if untrained:
             raise ValueError(
@@ -140,6 +146,8 @@ class Transcriber:
                 f"{name}: there is no processor (vocab.json, preprocessor_config.json) beside the model; it says which "
                 "column of the logits means which letter"
             )
+        if target_lang is not None:
+            switch_language(processor.tokenizer, target_lang)
         return cls(network, processor, device=device, batch_seconds=batch_seconds)
 
     def transcribe(self, source: Source, *, sample_rate: int | None = None) -> Transcript:
@@ -292,6 +300,17 @@ class Transcriber:
         path = best_path(torch.cat(recording.tokens), self.blank)
         text = str(self.tokenizer.decode(path, group_tokens=False, skip_special_tokens=True))
         return Transcript(text=" ".join(text.split()), duration=recording.samples / SAMPLE_RATE)
+
+
+def switch_language(tokenizer: Any, language: str) -> None:
+    """Switch a tokenizer with several vocabularies; one with a single vocabulary stays as it is."""
+    if not getattr(tokenizer, "target_lang", None):
+        return
+    if language not in tokenizer.vocab:
+        raise ValueError(
+            f"the tokenizer has no vocabulary for {language!r}; it has {', '.join(sorted(tokenizer.vocab))}"
+        )
+    tokenizer.set_target_lang(language)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -161,6 +161,16 @@ def relative_difference(tensor: Tensor, reference: Tensor, least_scale: float = 
     return float((tensor.double() - reference.double()).abs().max()) / scale
 
 
+def report(what: str, found: dict[str, float]) -> None:
+    """Print the largest differences, for `pytest -rP` (docs/exactness.md says how to collect them)."""
+    kinds = {"gradients": lambda n: n.startswith("grad."), "statistics": lambda n: "running" in n}
+    kinds["outputs"] = lambda n: not any(kinds[k](n) for k in ("gradients", "statistics"))
+    for kind, chosen in kinds.items():
+        values = [value for name, value in found.items() if chosen(name)]
+        if values:
+            print(f"live {what} {kind}: {max(values):.1e}")
+
+
 def outcome(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Everything a model computes: outputs, gradients of a fixed random projection of the logits, statistics."""
     model.zero_grad()

@@ -21,6 +21,7 @@ from .random_models import (
     inputs,
     loss_is_comparable,
     relative_difference,
+    report,
 )
 
 CASES = draw_cases(54)
@@ -47,6 +48,7 @@ def test_outputs_gradients_and_statistics(case: Case, masked: bool, training: bo
     if not with_loss:
         del batch["labels"]
     found = differences(ours, reference, batch)
+    report("ctc", {name: value for name, value in found.items() if name != "loss"})
     assert ("loss" in found) == with_loss
     assert sum(name.endswith("running_var") for name in found) == case.settings["num_hidden_layers"]
     check(found, with_loss)

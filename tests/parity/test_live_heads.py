@@ -18,7 +18,7 @@ from wav2vec2_conformer.modeling.layer_mixture import LayerMixtureModel
 from wav2vec2_conformer.modeling.sequence_classification import Wav2Vec2ConformerForSequenceClassification
 from wav2vec2_conformer.modeling.xvector import Wav2Vec2ConformerForXVector
 
-from .random_models import Case, draw_cases, draw_weights, inputs, relative_difference
+from .random_models import Case, draw_cases, draw_weights, inputs, relative_difference, report
 
 HEADS: dict[str, type[LayerMixtureModel]] = {
     "sequence": Wav2Vec2ConformerForSequenceClassification,
@@ -121,6 +121,7 @@ def test_outputs_losses_gradients_and_statistics(head: str, case: Case, masked: 
         name: relative_difference(found[name], tensor, 1e-3 * largest if name.startswith("grad.") else 1e-300)
         for name, tensor in expected.items()
     }
+    report(head, apart)
     assert {name: difference for name, difference in apart.items() if difference > 1e-10} == {}
 
 

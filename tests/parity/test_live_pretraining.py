@@ -24,7 +24,7 @@ from wav2vec2_conformer.modeling.negatives import sample_negatives
 from wav2vec2_conformer.modeling.numpy_sampling import compute_mask_indices, sample_negative_indices
 from wav2vec2_conformer.modeling.pretraining import Wav2Vec2ConformerForPreTraining
 
-from .random_models import Case, draw_cases, draw_weights, inputs, relative_difference
+from .random_models import Case, draw_cases, draw_weights, inputs, relative_difference, report
 from .test_structure import LARGE, UNUSED, on_meta, shapes
 
 ReferenceForPreTraining = transformers.Wav2Vec2ConformerForPreTraining
@@ -176,6 +176,7 @@ def test_outputs_losses_and_gradients_in_float64(
     reference.train(training)
     found = differences(ours, reference, batch_of(case, padded))
     assert {"loss", "contrastive_loss", "diversity_loss", "codevector_perplexity"} < found.keys()
+    report("pretraining", found)
     assert above(found, 1e-10) == {}
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from test_model import NO_DROPOUT, TINY, enlarge
 from torch import Tensor
-from transformers import Wav2Vec2CTCTokenizer
+from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
 
-from wav2vec2_conformer import Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC
+from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC
 
 WIDTH, VOCABULARY = 6, 11
 SIZES: dict[str, Any] = {**TINY, **NO_DROPOUT, "vocab_size": VOCABULARY, "adapter_attn_dim": WIDTH}
@@ -176,9 +178,8 @@ def test_precision_and_frozen_weights_stay(folder: Path) -> None:
 def test_only_a_language_is_trained(folder: Path) -> None:
     model = Wav2Vec2ConformerForCTC.from_pretrained(folder, target_lang="eng")
     model.init_adapter_layers()
-    model.freeze_base_model()
-    for parameter in model._get_adapters().values():
-        parameter.requires_grad = True
+    model.freeze_all_but_language()
+    model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     labels = torch.tensor([[1, 2], [3, 1]])
@@ -260,14 +261,52 @@ def test_saving_needs_a_language(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_tokenizer_switches_along(folder: Path, tmp_path: Path) -> None:
-    alphabets = {"eng": ["<pad>", "|", "A", "B"], "azj-script_latin": ["<pad>", "|", "B", "A", "Ə"]}
-    vocabulary = {name: {token: i for i, token in enumerate(tokens)} for name, tokens in alphabets.items()}
+def test_the_transcriber_switches_model_and_tokenizer(tmp_path: Path) -> None:
+    alphabets = {"eng": "ABCDEF", "azj-script_latin": "FEDCBAGHIJ"}
+    vocabulary = {
+        name: {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *letters])}
+        for name, letters in alphabets.items()
+    }
+    for seed, (name, tokens) in enumerate(vocabulary.items()):
+        model = build(seed=seed, vocab_size=len(tokens))
+        model.save_pretrained(tmp_path)
+        model.save_adapter(tmp_path, name)
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    tokenizer = Wav2Vec2CTCTokenizer(tmp_path / "vocab.json", target_lang="eng", unk_token="|")
-    assert tokenizer.decode([2, 3]) == "AB"
-    tokenizer.set_target_lang("azj-script_latin")
-    assert tokenizer.decode([2, 4]) == "BƏ"
+    tokenizer = Wav2Vec2CTCTokenizer(tmp_path / "vocab.json", target_lang="eng")
+    Wav2Vec2Processor(feature_extractor=Wav2Vec2FeatureExtractor(), tokenizer=tokenizer).save_pretrained(tmp_path)
+
+    clip = waveforms(1)[0].numpy()
+    for name, tokens in vocabulary.items():
+        transcriber = Transcriber.from_pretrained(tmp_path, target_lang=name)
+        file = load_file(tmp_path / f"adapter.{name}.safetensors")
+        assert all(torch.equal(value, file[key]) for key, value in language_of(transcriber.model).items())
+        text = transcriber.transcribe(clip, sample_rate=16_000).text
+        normalized = torch.from_numpy((clip - clip.mean()) / np.sqrt(clip.var() + 1e-7))[None]
+        path = torch.unique_consecutive(transcriber.model(normalized).logits[0].argmax(-1)).tolist()
+        letters = "".join(list(tokens)[i] for i in path if i > 3).replace("|", " ")
+        assert text == " ".join(letters.split())
+        assert set(text) <= {*alphabets[name], " "}
+        assert text
+    with pytest.raises(ValueError, match=r"no adapter\.fra"):
+        Transcriber.from_pretrained(tmp_path, target_lang="fra")
+    model.save_adapter(tmp_path, "fra")
+    with pytest.raises(ValueError, match="no vocabulary for 'fra'; it has azj-script_latin, eng"):
+        Transcriber.from_pretrained(tmp_path, target_lang="fra")
+
+
+def test_the_guide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The lines of docs/languages.md do what it says."""
+    root = Path(__file__).parents[2]
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (root / "docs" / "languages.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(root / "examples")
+    names: dict[str, Any] = {"train": lambda model: None}
+    for block in blocks:
+        exec(compile(block, "docs/languages.md", "exec"), names)
+    assert (tmp_path / "my-model" / "adapter.eng.safetensors").is_file()
+    assert names["transcript"].text == "ENTER SEVEN FOUR ONE NINE"
 
 
 def test_clips_stay_independent_of_padding_with_adapters() -> None:

@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="recordings or folders of them; - reads a recording from stdin")
     add("--model", metavar="MODEL", help="folder or Hub id (default: the small English model of the package)")
+    add("--language", metavar="ID", help="of a model with language adapters, the one to write, such as eng")
     add("--json", action="store_true", help='one JSON object a line: {"file", "text", "duration"} or {"file", "error"}')
     add(
         "--batch-seconds",
@@ -57,7 +58,9 @@ def run(options: argparse.Namespace) -> int:
     files = list(find(options.files))
     if "-" in files and (sys.stdin is None or files.count("-") > 1):
         raise ValueError("- reads one recording from stdin, which must be open")
-    transcriber = Transcriber.from_pretrained(options.model, device=options.device, batch_seconds=options.batch_seconds)
+    transcriber = Transcriber.from_pretrained(
+        options.model, device=options.device, batch_seconds=options.batch_seconds, target_lang=options.language
+    )
     failed = False
     with Progress(files, audio_duration) as progress:
         sources = (sys.stdin.buffer if file == "-" else file for file in files)

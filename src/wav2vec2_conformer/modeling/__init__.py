@@ -2,7 +2,7 @@
 
 from .ctc import Wav2Vec2ConformerForCTC
 from .frame_classification import Wav2Vec2ConformerForAudioFrameClassification
-from .masking import thin_to_equal_counts
+from .masking import sample_spans, thin_to_equal_counts
 from .model import Wav2Vec2ConformerModel, Wav2Vec2ConformerPreTrainedModel
 from .negatives import sample_negatives
 from .numpy_sampling import compute_mask_indices, sample_negative_indices
@@ -25,8 +25,9 @@ __all__ = [
     "compute_mask_indices",
     "sample_negative_indices",
     "sample_negatives",
+    "sample_spans",
     "thin_to_equal_counts",
 ]
 
-# The names under which the seed's examples import them.
+# The names under which transformers' documentation imports them.
 _compute_mask_indices, _sample_negative_indices = compute_mask_indices, sample_negative_indices

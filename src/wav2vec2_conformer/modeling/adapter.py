@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration import Wav2Vec2ConformerConfig
-from ..lengths import conv_length, frame_mask
+from ..lengths import adapter_layer_length, frame_mask
 from .convolution import call_channels_last, conv1d_channels_last, is_replaced
 
 # B batch, T frames, D hidden size
@@ -36,7 +36,7 @@ class StridedAdapter(nn.Module):
 
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
-        self.kernel, self.stride = config.adapter_kernel_size, config.adapter_stride
+        self.config = config
         width = config.output_hidden_size or config.hidden_size
         self.proj = nn.Linear(config.hidden_size, width) if width != config.hidden_size else None
         self.proj_layer_norm = nn.LayerNorm(width) if width != config.hidden_size else None
@@ -54,7 +54,7 @@ class StridedAdapter(nn.Module):
         for layer in self.layers:
             if lengths is not None:
                 x = x.masked_fill(~frame_mask(lengths, x.shape[1]).unsqueeze(-1), 0)
-                lengths = conv_length(lengths, self.kernel, self.stride, padding=1) * (lengths > 0)
+                lengths = adapter_layer_length(lengths, self.config)
             x = layer(x)
         if lengths is not None:
             x = x.masked_fill(~frame_mask(lengths, x.shape[1]).unsqueeze(-1), 0)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from .wide_buffers import WideBuffers
 
@@ -32,7 +31,7 @@ class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
     float32 whatever the model is cast to, since they are sums over many batches.
 
     With `synchronised` set, the statistics of a training batch are those of all processes' frames together, and so are
-    the gradients through them.
+    the gradients through them. With `frozen` set, it uses and keeps its running statistics in training, too.
     """
 
     running_mean: Tensor
@@ -40,11 +39,16 @@ class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
     num_batches_tracked: Tensor
     momentum: float
     synchronised = False
+    frozen = False
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         # `from_pretrained(dtype=...)` builds the model under that default type, and loads into the buffers' types.
         self.widen_buffers()
+
+    def train(self, mode: bool = True) -> FrameBatchNorm:
+        """Enter training or evaluation; a frozen one stays in evaluation."""
+        return cast(FrameBatchNorm, super().train(mode and not self.frozen))
 
     def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Scale and shift (D,) that normalising with the running statistics amounts to."""
@@ -98,6 +102,20 @@ class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
 
 
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        total = sums.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.forward(ctx, gradient)
+
+
 def over_processes(sums: Tensor) -> Tensor:
     """The sum over all processes, through which gradients flow."""
-    return cast(Tensor, all_reduce(sums))  # type: ignore[no-untyped-call]
+    return cast(Tensor, SumOverProcesses.apply(sums))  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import frame_mask
+from .batch_norm import FrameBatchNorm
 from .dropout import Dropout
 from .language_adapter import LanguageAdapter, read_adapter, write_adapter
 from .losses import ctc_loss
@@ -72,8 +73,21 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
         return loaded
 
     def freeze_base_model(self) -> None:
-        """Exclude the whole network below the head from training."""
+        """Exclude the whole network below the head from training, language adapters included."""
         self.wav2vec2_conformer.requires_grad_(False)
+
+    def freeze_all_but_language(self) -> None:
+        """Train one language: exclude all but its adapters and its head, and hold the batch norms' statistics still.
+
+        They belong to all languages; the ones that are not being trained would suffer.
+        """
+        self.requires_grad_(False)
+        for parameter in self._get_adapters().values():
+            parameter.requires_grad = True
+        for module in self.modules():
+            if isinstance(module, FrameBatchNorm):
+                module.frozen = True
+                module.train(False)
 
     def _get_adapters(self) -> dict[str, nn.Parameter]:
         """The weights that belong to one language: the adapter of every block, and the head."""
