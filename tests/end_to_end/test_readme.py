@@ -72,6 +72,14 @@ def test_commands_on_the_examples_work(command, capsys):
     assert "ENTER SEVEN FOUR ONE NINE" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
-def test_every_link_leads_somewhere(target):
-    assert target.startswith("https://") or (ROOT / target).exists()
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(path for folder in ("docs", "recipes", "src", "benchmarks") for path in (ROOT / folder).rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(document):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
+    lost = [target for target in targets if not (target.startswith("https://") or (document.parent / target).exists())]
+    assert lost == []

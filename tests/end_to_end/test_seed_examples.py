@@ -1,4 +1,7 @@
-"""The seed document's examples, line for line, on local checkpoints and recordings.
+"""The examples of transformers' documentation, line for line, on local checkpoints and recordings.
+
+The examples: documentation of transformers 4.34.0 (the seed document of this project), copyright The HuggingFace Team,
+Apache-2.0; they stand here unchanged and are adapted when they run.
 
 Three things are adapted, by `adapt`: names of checkpoints become folders, our classes and helpers are imported from
 this package, and `load_dataset` is a small stand-in. Values that need the published weights (the transcription, its
