@@ -13,18 +13,13 @@ minute a round; ours runs five times a round. The peak of memory is read where L
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
-import platform
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from measuring import machine, measure
 from torch import Tensor
 
 from wav2vec2_conformer import Wav2Vec2ConformerConfig
@@ -48,31 +43,6 @@ SMALL: dict[str, Any] = {
     "proj_codevector_dim": 768,
 }
 PER_ROUND = {"theirs": 1, "ours": 5}
-
-
-def resident(field: str) -> float:
-    """Megabytes of VmRSS (now) or VmHWM (the peak) of this process, as Linux counts them."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def measure(call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of one call, by the clock and of all processors, and megabytes from what is resident before to its peak.
-
-    The processors' seconds are what counts on a machine that does other work meanwhile.
-    """
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, begun, used = resident("VmRSS"), time.perf_counter(), time.process_time()
-    call()
-    return {
-        "seconds": time.perf_counter() - begun,
-        "processor seconds": time.process_time() - used,
-        "megabytes": resident("VmHWM") - before,
-    }
 
 
 def step(model: Any, batch: dict[str, Tensor]) -> None:
@@ -143,8 +113,7 @@ def main() -> None:
     parser.add_argument("--training", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": options.threads}
-    print(json.dumps({**versions, "processor": platform.processor() or platform.machine()}))
+    print(json.dumps(machine(options.threads)))
     found = compare(options.clips, options.seconds, options.negatives, options.rounds, options.training)
     print(json.dumps(found, indent=1), flush=True)
 

@@ -6,6 +6,7 @@ set -eu
 data=${1:-../shared/data}
 work=runs/default
 here=recipes/default-model
+last() { ls -d "$1"/checkpoint-* | sort -V | tail -1; }
 python $here/prepare.py --data "$data" --output $work/data
 python $here/initial_model.py --config $here/config.json --manifest $work/data/an4-train.jsonl --output $work/initial
 
@@ -24,7 +25,7 @@ wav2vec2-conformer train ctc "${common[@]}" --init $work/phase1 --output $work/p
 
 # The last checkpoint of a cosine schedule goes on, not the best on the 64 dev utterances.
 mkdir -p $work/last
-cp $work/phase2/checkpoint-3060/{config.json,model.safetensors} $work/last/
+cp "$(last $work/phase2)"/{config.json,model.safetensors} $work/last/
 cp $work/phase2/{processor_config.json,tokenizer_config.json,vocab.json} $work/last/
 wav2vec2-conformer train ctc "${common[@]}" --init $work/last --output $work/phase3 \
     --train $an4 $an4 $an4 $an4 $digits $digits $digits $digits $digits $digits \
@@ -32,7 +33,7 @@ wav2vec2-conformer train ctc "${common[@]}" --init $work/last --output $work/pha
 
 # The mean of the second and the third stage's last weights, and on from there on everything, several utterances in one
 # recording included.
-python $here/average.py --output $work/mean $work/last $work/phase3/checkpoint-1058
+python $here/average.py --output $work/mean $work/last "$(last $work/phase3)"
 wav2vec2-conformer train ctc "${common[@]}" --init $work/mean --output $work/phase4 \
     --train $an4 $an4 $an4 $digits $digits $digits $digits $work/data/joined-train.jsonl $synthetic \
     $work/data/speechocean762-short.jsonl \
@@ -40,7 +41,7 @@ wav2vec2-conformer train ctc "${common[@]}" --init $work/mean --output $work/pha
 
 # The last weights, without a choice among checkpoints.
 mkdir -p src/wav2vec2_conformer/assets/default
-cp $work/phase4/checkpoint-7312/{config.json,model.safetensors} src/wav2vec2_conformer/assets/default/
+cp "$(last $work/phase4)"/{config.json,model.safetensors} src/wav2vec2_conformer/assets/default/
 cp $work/phase4/{processor_config.json,tokenizer_config.json,vocab.json} src/wav2vec2_conformer/assets/default/
 python $here/evaluate.py $work/data/{digits-held-out,an4-held-out,an4-dev,librispeech-dev}.jsonl
 python $here/plot.py --output $here/curves.png $work/phase1 $work/phase2 $work/phase3 $work/phase4

@@ -41,7 +41,7 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
         conv_kernel: kernel size of each of these convolutions.
         conv_bias: whether these convolutions have a bias.
         num_conv_pos_embeddings: kernel size of the convolutional position embedding, which no released model uses;
-            it defines the shape of the weights that checkpoints carry for it.
+            without `position_embeddings_type="convolutional"` it is the shape of weights that checkpoints carry only.
         num_conv_pos_embedding_groups: groups of that convolution.
         apply_spec_augment: whether training draws SpecAugment masks.
         mask_time_prob: share of frames covered by time masks, counted before overlap.
@@ -74,13 +74,17 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
         num_adapter_layers: its number of layers.
         output_hidden_size: its output width; `None` means `hidden_size`.
         adapter_attn_dim: inner width of the language adapter after each block; `None`: no language adapters.
-        position_embeddings_type: `"relative"`, `"rotary"` or `None`.
+        position_embeddings_type: `"relative"`, `"rotary"`, `None`, or `"convolutional"` (a convolution over the frames
+            is added before the first block, as in wav2vec 2.0; fairseq's `abs`).
         rotary_embedding_base: base of the rotary frequencies.
         max_source_positions: kept for the references' files; positions are computed for any length here.
         conv_depthwise_kernel_size: kernel size of the depthwise convolution; odd.
         conformer_conv_dropout: dropout after the convolution module.
         padding: `"invariant"` (default): a clip in a padded batch gives what it gives alone; `"reference"`: padding
             leaks into the results exactly as in transformers 4.34.0.
+        encoder_layer_norm: `"after"` the blocks, or `"before"` them (models of fairseq without `layer_norm_first`).
+        feat_projection: whether a linear layer takes the features to `hidden_size`; `False` needs
+            `conv_dim[-1] == hidden_size` (fairseq has none where the two agree).
     """
 
     model_type = "wav2vec2-conformer"
@@ -145,6 +149,8 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
     conv_depthwise_kernel_size: int = 31
     conformer_conv_dropout: float = 0.1
     padding: Literal["invariant", "reference"] = "invariant"
+    encoder_layer_norm: Literal["after", "before"] = "after"
+    feat_projection: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Old files carry this count beside `conv_dim`; it is derived here and never read back.
@@ -189,6 +195,11 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
             )
         if self.position_embeddings_type == "relative" and width % 2:
             raise ValueError(f"relative positions need an even `hidden_size`, got {width}; use {width + 1}")
+        if not self.feat_projection and self.conv_dim[-1] != width:
+            raise ValueError(
+                "`feat_projection=False` needs features as wide as the blocks, got conv_dim[-1] = "
+                f"{self.conv_dim[-1]} and hidden_size = {width}; use feat_projection=True"
+            )
         kernel = self.conv_depthwise_kernel_size
         if kernel % 2 == 0:
             raise ValueError(
@@ -239,11 +250,13 @@ class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call
                 raise ValueError(f"`{name}` must be a number greater than 0, got {value!r}")
 
     def _check_names(self) -> None:
-        choices: dict[str, tuple[str | None, ...]] = {
+        choices: dict[str, tuple[str | bool | None, ...]] = {
             "feat_extract_norm": ("group", "layer"),
-            "position_embeddings_type": ("relative", "rotary", None),
+            "position_embeddings_type": ("relative", "rotary", None, "convolutional"),
             "ctc_loss_reduction": ("sum", "mean"),
             "padding": ("invariant", "reference"),
+            "encoder_layer_norm": ("after", "before"),
+            "feat_projection": (True, False),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -282,7 +282,12 @@ def test_every_field_of_the_seed_is_in_the_table() -> None:
     written = {row.name: row.default for row in rows("Wav2Vec2ConformerConfig", "field", "parameter")}
     assert [name for name, _ in names if name not in written] == []
     assert dict(names) == {name: written[name] for name, _ in names}
-    assert written.keys() - dict(names).keys() == {"padding", "adapter_attn_dim"}  # ours
+    assert written.keys() - dict(names).keys() == {
+        "padding",
+        "adapter_attn_dim",
+        "encoder_layer_norm",
+        "feat_projection",
+    }
 
 
 def test_every_field_of_the_seeds_output_is_in_the_table() -> None:

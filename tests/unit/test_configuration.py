@@ -11,6 +11,14 @@ from transformers import Wav2Vec2ConformerConfig as PeerConfig
 
 from wav2vec2_conformer import Wav2Vec2ConformerConfig
 
+# Our own fields, which the seed does not have, with their defaults.
+OWN: dict[str, Any] = {
+    "padding": "invariant",
+    "adapter_attn_dim": None,
+    "encoder_layer_norm": "after",
+    "feat_projection": True,
+}
+
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 # Every field of the seed document's Wav2Vec2ConformerConfig with its default.
@@ -97,9 +105,7 @@ def test_defaults_are_the_seeds() -> None:
 
 def test_dictionary_is_the_references_and_our_fields() -> None:
     ours, theirs = Wav2Vec2ConformerConfig().to_dict(), PeerConfig().to_dict()
-    assert ours.pop("padding") == "invariant"
-    assert ours.pop("adapter_attn_dim") is None
-    assert ours == theirs
+    assert ours == {**theirs, **OWN}
 
 
 @pytest.mark.parametrize("name", sorted(SEED))
@@ -139,13 +145,20 @@ def test_every_field_is_taken_and_kept(name: str) -> None:
 
 def test_json_round_trip(tmp_path: Path) -> None:
     config = Wav2Vec2ConformerConfig(
-        vocab_size=33, position_embeddings_type=None, padding="reference", conv_dim=(16,) * 7, hidden_dropout=0.25
+        vocab_size=33,
+        position_embeddings_type=None,
+        padding="reference",
+        conv_dim=(*(16,) * 6, 768),
+        hidden_dropout=0.25,
+        encoder_layer_norm="before",
+        feat_projection=False,
     )
     config.save_pretrained(tmp_path)
     again = Wav2Vec2ConformerConfig.from_pretrained(tmp_path)
     assert again.to_json_string(use_diff=False) == config.to_json_string(use_diff=False)
     assert again.padding == "reference"
     assert again.position_embeddings_type is None
+    assert (again.encoder_layer_norm, again.feat_projection) == ("before", False)
 
 
 def test_derived_fields() -> None:
@@ -176,8 +189,7 @@ def test_references_file_loads_and_ours_loads_there(tmp_path: Path) -> None:
     assert (ours.vocab_size, ours.hidden_size, ours.position_embeddings_type) == (50, 96, "rotary")
     ours.save_pretrained(tmp_path / "ours")
     back = PeerConfig.from_pretrained(tmp_path / "ours")
-    own_fields = {"padding": "invariant", "adapter_attn_dim": None}
-    assert back.to_dict() == {**theirs.to_dict(), **own_fields}
+    assert back.to_dict() == {**theirs.to_dict(), **OWN}
 
 
 @pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason="the golden files lie outside the repository")
@@ -209,6 +221,9 @@ REFUSALS: list[tuple[dict[str, Any], list[str]]] = [
     ({"ctc_loss_reduction": "none"}, ["ctc_loss_reduction", "'sum', 'mean'", "got 'none'"]),
     ({"adapter_attn_dim": 0}, ["adapter_attn_dim", "at least 1", "got 0"]),
     ({"padding": "right"}, ["padding", "'invariant', 'reference'", "got 'right'"]),
+    ({"encoder_layer_norm": "first"}, ["encoder_layer_norm", "'after', 'before'", "got 'first'"]),
+    ({"feat_projection": None}, ["feat_projection", "True, False", "got None"]),
+    ({"feat_projection": False}, ["feat_projection=False", "512", "768", "use feat_projection=True"]),
     ({"hidden_act": "swisch"}, ["hidden_act", "'gelu' or 'swish'", "got 'swisch'"]),
     ({"feat_extract_activation": None}, ["feat_extract_activation", "got None"]),
     ({"conv_dim": (512,) * 6}, ["`conv_dim`, `conv_stride`, `conv_kernel`", "conv_dim has 6", "conv_stride has 7"]),

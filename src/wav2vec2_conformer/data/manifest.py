@@ -105,12 +105,17 @@ def read_recordings(path: str | Path) -> list[Utterance]:
         return read_manifest(path)
     found: list[Utterance] = []
     problems: list[str] = []
-    for audio in sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()):
+    for audio in sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and not p.is_dir()):
         name = str(audio.relative_to(path))
         try:
-            duration = _duration({}, audio, name)
-        except _LineError as error:
-            problems.append(str(error))
+            duration = audio_duration(audio)
+        except AudioError as error:
+            problems.append(f"{name}: {error.problem}")
+            continue
+        if duration is None:
+            problems.append(f"{name}: does not say how long it is; list it in a manifest with its duration")
+        elif duration <= 0:
+            problems.append(f"{name}: holds no samples")
         else:
             found.append(Utterance(audio, None, duration, None, None, name))
     if problems:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,7 @@ from .dropout import Dropout
 from .language_adapter import LanguageAdapter
 from .linear import Linear, linear
 from .outputs import StateSelection, selected_states
-from .positions import build_positions
-from .unused import unused_conv_positions
+from .positions import build_conv_positions, build_positions
 
 # B batch, T frames, D hidden size, H heads, L blocks
 
@@ -132,6 +131,29 @@ class ConformerBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-cal
         return x, weights, statistics
 
 
+class SkippedBlock(torch.autograd.Function):
+    """The identity on (B, T, D), through which the parameters of a block that LayerDrop skips get gradients of 0.
+
+    DDP waits for a gradient of every parameter; and an optimizer leaves a parameter without one as it is, but moves one
+    whose gradient is 0, so that training on one process would differ from training on several.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+
+
+def pass_by(block: nn.Module, x: Tensor) -> Tensor:
+    """Skip a block."""
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    return cast(Tensor, SkippedBlock.apply(x, *trained))  # type: ignore[no-untyped-call]
+
+
 class EncoderOutput(NamedTuple):
     """(B, T, D) last hidden state; L+1 hidden states and L attentions where they were asked for, else `None`."""
 
@@ -141,13 +163,13 @@ class EncoderOutput(NamedTuple):
 
 
 class ConformerEncoder(nn.Module):
-    """Dropout -> L conformer blocks -> LayerNorm."""
+    """[Convolutional positions ->] [LayerNorm ->] dropout -> L conformer blocks [-> LayerNorm]."""
 
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_positions = build_positions(config)
-        self.pos_conv_embed = unused_conv_positions(config)
+        self.pos_conv_embed = build_conv_positions(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
@@ -177,6 +199,10 @@ class ConformerEncoder(nn.Module):
         # Only the key mask is in the reference; zeros in the convolution module and after the last norm are ours.
         invariant = self.config.padding == "invariant"
         conv_mask, cleared = (frame_mask, padded) if invariant else (None, None)
+        if self.config.position_embeddings_type == "convolutional":
+            x = x + self.pos_conv_embed(x)
+        if self.config.encoder_layer_norm == "before":
+            x = self.layer_norm(x)
         x = self.dropout(x)
         positions = None if self.embed_positions is None else self.embed_positions(x)
         kept = selected_states(output_hidden_states, len(self.layers) + 1)
@@ -190,9 +216,12 @@ class ConformerEncoder(nn.Module):
                     block.conv_module.batch_norm.commit(statistics)
                 if cleared is not None and index + 1 in kept:
                     x = x.masked_fill(cleared, 0)  # here and not in a copy, so that a returned state has its gradient
+            elif dropped:
+                x = pass_by(block, x)
             states.append(x if index + 1 in kept else None)
             attentions.append(weights)
-        x = self.layer_norm(x)
+        if self.config.encoder_layer_norm == "after":
+            x = self.layer_norm(x)
         if cleared is not None:
             x = x.masked_fill(cleared, 0)
         if len(self.layers) in kept:

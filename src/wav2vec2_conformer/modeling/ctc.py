@@ -197,7 +197,7 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
             output_attentions: as in `Wav2Vec2ConformerModel`.
             output_hidden_states: as in `Wav2Vec2ConformerModel`.
             return_dict: `False`: a plain tuple.
-            labels: (B, S) token ids in [0, V); negative ones, such as -100, are left out.
+            labels: (B, S) token ids in [0, V); negative ones, such as -100, and the blank are left out.
 
         Returns:
             `loss` () where labels are given, `logits` (B, T, V), `hidden_states`, `attentions`. Under

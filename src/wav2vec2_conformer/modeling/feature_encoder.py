@@ -120,9 +120,9 @@ class FeatureProjection(nn.Module):
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size) if config.feat_projection else None
         self.dropout = Dropout(config.feat_proj_dropout)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.layer_norm(features)
-        return self.dropout(self.projection(normed)), normed
+        return self.dropout(normed if self.projection is None else self.projection(normed)), normed

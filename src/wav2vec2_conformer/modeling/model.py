@@ -23,7 +23,7 @@ from .feature_encoder import FeatureEncoder, FeatureProjection
 from .language_adapter import ZeroLinear
 from .masking import sample_spans
 from .outputs import StateSelection
-from .positions import RotaryPositions
+from .positions import NormedWeight, RotaryPositions
 from .unused import UnusedTensors, seal_unused
 
 # B batch, N samples, T frames, C conv channels, D hidden size, L blocks
@@ -72,7 +72,7 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
         seal_unused(model)
         inside = "" if model.base_model is model else f"{cls.base_model_prefix}."
         absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-        missing = sorted(key for key in absent if key.startswith(inside) and not MAY_BE_MISSING.search(key))
+        missing = sorted(key for key in absent if key.startswith(inside) and not model._may_be_missing(key))
         if missing:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: {len(missing)} weights of the network are missing or of another "
@@ -87,6 +87,8 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
     def __init__(self, config: Wav2Vec2ConformerConfig, *args: Any, **kwargs: Any) -> None:
         config.check()  # fields may have been changed since it was built, as `from_pretrained(..., field=...)` does
         super().__init__(config, *args, **kwargs)
+        if config.position_embeddings_type == "convolutional":  # then they are used, and none may be missing
+            self._keys_to_ignore_on_load_missing = self._keys_to_ignore_on_load_missing[1:]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -99,7 +101,7 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
             if module.position_embeddings_type == "relative":
                 init.xavier_uniform_(module.pos_bias_u)
                 init.xavier_uniform_(module.pos_bias_v)
-        elif isinstance(module, FeatureProjection):
+        elif isinstance(module, FeatureProjection) and module.projection is not None:
             bound = math.sqrt(1 / module.projection.in_features)
             init.uniform_(module.projection.weight, a=-bound, b=bound)
             init.uniform_(module.projection.bias, a=-bound, b=bound)
@@ -110,14 +112,21 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
                 init.uniform_(module.bias, a=-bound, b=bound)
         elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
+        elif isinstance(module, NormedWeight):
+            module.reset_parameters()
         elif isinstance(module, RotaryPositions):
             init.copy_(module.inv_freq, module.exact_frequencies())
         elif isinstance(module, Wav2Vec2ConformerModel) and hasattr(module, "masked_spec_embed"):
             init.uniform_(module.masked_spec_embed)
 
+    def _may_be_missing(self, key: str) -> bool:
+        used = self.config.position_embeddings_type == "convolutional" and "pos_conv_embed" in key
+        return not used and MAY_BE_MISSING.search(key) is not None
+
     def get_input_embeddings(self) -> nn.Module:
         """The layer whose output enters the encoder: what LoRA with reentrant checkpointing asks gradients of."""
-        return cast(Wav2Vec2ConformerModel, self.base_model).feature_projection.projection
+        projection = cast(Wav2Vec2ConformerModel, self.base_model).feature_projection
+        return projection if projection.projection is None else projection.projection
 
     def freeze_feature_encoder(self) -> None:
         """Exclude the convolutional feature encoder from training."""

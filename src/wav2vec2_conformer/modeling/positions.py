@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from ..configuration import Wav2Vec2ConformerConfig
+from .unused import rename_old_weight_norm, unused_conv_positions
 from .wide_buffers import WideBuffers
 
 # B batch, T frames, D hidden size, H heads, d head size
 
-__all__ = ["RelativePositions", "RotaryPositions", "apply_rotary", "build_positions"]
+__all__ = [
+    "ConvPositions",
+    "NormedWeight",
+    "RelativePositions",
+    "RotaryPositions",
+    "apply_rotary",
+    "build_conv_positions",
+    "build_positions",
+]
 
 
 class RelativePositions(nn.Module):
@@ -84,3 +95,66 @@ def build_positions(config: Wav2Vec2ConformerConfig) -> RelativePositions | Rota
     if config.position_embeddings_type == "rotary":
         return RotaryPositions(config)
     return None
+
+
+class NormedWeight(nn.Module):
+    """A convolution's weight as direction and length (Salimans & Kingma 2016), one length for each kernel position.
+
+    Its names are those that torch's weight norm gives in files.
+    """
+
+    def __init__(self, channels: int, inputs: int, kernel: int) -> None:
+        super().__init__()
+        self.original0 = nn.Parameter(torch.empty(1, 1, kernel))
+        self.original1 = nn.Parameter(torch.empty(channels, inputs, kernel))
+        self.spread = 2 * math.sqrt(1 / (kernel * channels))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw initial values as the references do."""
+        init.normal_(self.original1, std=self.spread)
+        init.copy_(self.original0, self.original1.norm(dim=(0, 1), keepdim=True))
+
+    def forward(self) -> Tensor:  # (C, C / groups, K)
+        lengths: Tensor = self.original1.norm(dim=(0, 1), keepdim=True)
+        return self.original1 * (self.original0 / lengths)
+
+
+class ConvPositions(nn.Module):
+    """A wide grouped convolution over the frames, whose output is added to them (Baevski et al. 2020, section 2)."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        super().__init__()
+        self.conv = NormedConv(
+            config.hidden_size, config.num_conv_pos_embeddings, groups=config.num_conv_pos_embedding_groups
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D); padded frames of `x` must be 0, as they are beyond the end of a clip alone."""
+        if x.shape[1] == 0:
+            return x
+        return F.gelu(self.conv(x.transpose(1, 2))).transpose(1, 2)
+
+
+class NormedConv(nn.Module):
+    """A convolution (B, C, T) -> (B, C, T) whose weight is a `NormedWeight`."""
+
+    def __init__(self, channels: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.kernel, self.groups = kernel, groups
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.parametrizations = nn.ModuleDict({"weight": NormedWeight(channels, channels // groups, kernel)})
+        self.register_load_state_dict_pre_hook(rename_old_weight_norm)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve; of the frames that an even kernel adds at the end, there is one too many."""
+        weight = self.parametrizations["weight"]()
+        return F.conv1d(x, weight, self.bias, padding=self.kernel // 2, groups=self.groups)[..., : x.shape[2]]
+
+
+def build_conv_positions(config: Wav2Vec2ConformerConfig) -> nn.Module:
+    """`pos_conv_embed`: applied and trained where the configuration says so, else kept for files only."""
+    if config.position_embeddings_type == "convolutional":
+        return ConvPositions(config)
+    return unused_conv_positions(config)

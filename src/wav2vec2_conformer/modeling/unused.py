@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..configuration import Wav2Vec2ConformerConfig
 
-__all__ = ["UnusedTensors", "seal_unused", "unused_conv_positions"]
+__all__ = ["UnusedTensors", "rename_old_weight_norm", "seal_unused", "unused_conv_positions"]
 
 
 class UnusedTensors(nn.Module):
@@ -28,11 +28,11 @@ class UnusedTensors(nn.Module):
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], spread: float) -> None:
         super().__init__()
-        self.shapes = shapes
-        self.spread = spread
         self.kept: dict[str, Tensor] = {}
         for name, shape in shapes.items():
             self.register_buffer(name, torch.empty(shape, device="meta"))
+        self.shapes = shapes
+        self.spread = spread
         if torch.empty(0).device.type != "meta":
             self.seal()
 
@@ -42,6 +42,12 @@ class UnusedTensors(nn.Module):
             tensor = self._buffers.pop(name, None)
             if tensor is not None and tensor.device.type != "meta":
                 self.kept[name] = tensor.detach().cpu()
+
+    def __getattr__(self, name: str) -> Any:
+        # torch.distributed.checkpoint looks every name of a state dict up as an attribute.
+        if name in self.__dict__.get("shapes", ()) and name not in self._buffers:
+            return self.value(name)
+        return super().__getattr__(name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> UnusedTensors:
         awaited = self._on_meta()
@@ -62,11 +68,15 @@ class UnusedTensors(nn.Module):
         direction.normal_(std=self.spread, generator=torch.Generator().manual_seed(0))
         return direction if name == "original1" else direction.norm(dim=(0, 1), keepdim=True)
 
+    def value(self, name: str) -> Tensor:
+        """What a state dict says: the loaded values, or else initial ones."""
+        return self.kept[name] if name in self.kept else self.initial(name)
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in self.shapes:
             if name not in self._buffers:
-                destination[prefix + name] = self.kept[name] if name in self.kept else self.initial(name)
+                destination[prefix + name] = self.value(name)
 
     def _load_from_state_dict(
         self,
@@ -105,13 +115,14 @@ def unused_conv_positions(config: Wav2Vec2ConformerConfig) -> nn.Module:
     conv.parametrizations.weight = UnusedTensors(
         {"original0": (1, 1, kernel), "original1": (width, inputs, kernel)}, spread
     )
-    conv.register_load_state_dict_pre_hook(_rename_old_weight_norm)  # type: ignore[no-untyped-call]
+    conv.register_load_state_dict_pre_hook(rename_old_weight_norm)  # type: ignore[no-untyped-call]
     positions = nn.Module()
     positions.conv = conv
     return positions
 
 
-def _rename_old_weight_norm(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+def rename_old_weight_norm(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Read weight norm's names of torch before 2.0; a hook for `load_state_dict`."""
     for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
         if prefix + old in state_dict:
             state_dict[f"{prefix}parametrizations.weight.{new}"] = state_dict.pop(prefix + old)

@@ -43,8 +43,12 @@ def load_preset(name: str, *, model_fields: Iterable[str], training_fields: Iter
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file ({error})") from error
     known = {"model": set(model_fields), "training": set(training_fields)}
-    unknown = [table for table in tables if table not in known or not isinstance(tables[table], dict)]
-    unknown += [f"{table}.{name}" for table in known for name in tables.get(table, {}) if name not in known[table]]
+    unknown: list[str] = []
+    for table, values in tables.items():
+        if table in known and isinstance(values, dict):
+            unknown += [f"{table}.{name}" for name in values if name not in known[table]]
+        else:
+            unknown.append(table)
     if unknown:
         raise ValueError(f"{path}: nothing here is called {', '.join(unknown)}; see {FOLDER}/base.toml for what is")
     return Preset(tables.get("model", {}), tables.get("training", {}))

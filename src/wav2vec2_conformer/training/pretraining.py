@@ -31,7 +31,7 @@ from .presets import load_preset
 from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
 from .report import write_report
-from .schedules import SCHEDULES, learning_rate_schedule
+from .schedules import HOLD, SCHEDULES, learning_rate_schedule
 from .trainer import SpeechLoader, SpeechTrainer
 
 # B batch, N samples, T frames, K negatives, G codebook groups
@@ -126,6 +126,11 @@ class PretrainingSettings:
         )
         if self.schedule not in SCHEDULES:
             raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.schedule == "tri-stage" and self.warmup + HOLD >= 1:
+            raise ValueError(
+                f"tri-stage holds the rate for {HOLD:.0%} of the updates and then lowers it: `warmup` must be below "
+                f"{1 - HOLD:g}, got {self.warmup}"
+            )
         if self.least_seconds > self.crop_seconds:
             raise ValueError(
                 f"`least_seconds` must be at most `crop_seconds`, got {self.least_seconds} and {self.crop_seconds}"
@@ -173,38 +178,31 @@ class FeatureWatch:
 
 
 class Totals:
-    """Sums over masked frames, on the device, until they are asked for."""
+    """Sums over masked frames, on the device, until they are asked for.
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+    Args:
+        groups: G.
+        device: where they are.
+        means: names of further figures, which `add` takes as means.
+    """
 
-    def add(self, statistics: PretrainingStatistics, contrastive: Tensor, **means: Tensor) -> None:
-        """Count a micro-batch; `means` weigh by its masked frames."""
+    def __init__(self, groups: int, device: torch.device, *means: str) -> None:
+        perplexities = [f"{kind}_perplexity_{group + 1}" for kind in ("hard", "soft") for group in range(groups)]
+        self.names = ["contrastive", "accuracy", *perplexities, *means]
+        self.sums = torch.zeros(1 + len(self.names), device=device)  # the masked frames first
+
+    def add(self, statistics: PretrainingStatistics, contrastive: Tensor, *means: Tensor) -> None:
+        """Count a micro-batch; means weigh by its masked frames."""
         masked = statistics.masked.float()
-        sums = {
-            "masked": masked,
-            "contrastive": contrastive.detach(),
-            "accuracy": statistics.correct.float(),
-            "hard_perplexity": statistics.hard_perplexities * masked,
-            "soft_perplexity": statistics.soft_perplexities * masked,
-            **{name: mean.detach().float() * masked for name, mean in means.items()},
-        }
-        self.sums = {name: self.sums.get(name, torch.zeros_like(value)) + value for name, value in sums.items()}
+        weighted = torch.cat((statistics.hard_perplexities, statistics.soft_perplexities, *(m.view(1) for m in means)))
+        sums = torch.stack((masked, contrastive, statistics.correct.float()))
+        self.sums += torch.cat((sums, weighted * masked)).detach()
 
-    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over the masked frames of all processes since the last call; a perplexity for each group."""
-        sums, self.sums = self.sums, {}
-        if not sums:
-            return {}
-        flat = reduce(torch.cat([value.flatten() for value in sums.values()]).double()).tolist()
-        masked = max(1.0, flat[0])
-        means: dict[str, float] = {}
-        for name, value in sums.items():
-            numbers, flat = flat[: value.numel()], flat[value.numel() :]
-            for group, number in enumerate(numbers):
-                means[f"{name}_{group + 1}" if value.dim() else name] = number / masked
-        del means["masked"]
-        return means
+    def take(self, reduce: Callable[..., Any]) -> dict[str, float]:
+        """Means over the masked frames of all processes since the last call; nothing where there was none."""
+        masked, *sums = reduce(self.sums, reduction="sum").tolist()
+        self.sums = torch.zeros_like(self.sums)
+        return {name: total / masked for name, total in zip(self.names, sums, strict=True)} if masked else {}
 
 
 class PretrainingTrainer(SpeechTrainer):
@@ -215,8 +213,10 @@ class PretrainingTrainer(SpeechTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.settings, self.dev_loader = settings, dev_loader
-        self.totals, self.frames, self.masked = Totals(), 0, 0
         network = self.accelerator.unwrap_model(self.model)
+        self.groups: int = network.config.num_codevector_groups
+        self.totals = Totals(self.groups, self.args.device, "diversity", "penalty")
+        self.frames = self.masked = 0
         self.features = FeatureWatch(settings.feature_gradient_scale)
         network.wav2vec2_conformer.feature_extractor.register_forward_hook(self.features)
         for module in network.modules():
@@ -256,14 +256,16 @@ class PretrainingTrainer(SpeechTrainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Contrastive, diversity and feature losses, summed over the masked frames, over those of the whole step."""
-        if inputs["input_values"].shape[0] == 0:  # every recording was skipped
-            loss = torch.stack([p.sum() for p in model.parameters()]).sum() * 0.0
-            return (loss, None) if return_outputs else loss
+        if inputs["input_values"].shape[0] == 0:
+            # Every recording was skipped. Other processes wait for this one's forward pass; padding counts nowhere.
+            nothing = inputs["input_values"].new_zeros(1, inputs["input_values"].shape[1])
+            outputs = model(nothing, attention_mask=nothing.long())
+            loss = outputs.projected_states.sum() * 0.0
+            return (loss, outputs) if return_outputs else loss
         outputs = model(**inputs, output_statistics=True)
         statistics, penalty = outputs.statistics, self.features.mean_square
-        self.totals.add(
-            statistics, outputs.contrastive_loss, diversity=outputs.diversity_loss / statistics.masked, penalty=penalty
-        )
+        diversity = outputs.diversity_loss / statistics.masked.clamp(min=1)
+        self.totals.add(statistics, outputs.contrastive_loss, diversity, penalty)
         loss = outputs.loss + self.settings.feature_penalty * penalty * statistics.masked
         loss = self.share_of_step(loss, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -271,7 +273,7 @@ class PretrainingTrainer(SpeechTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what tells whether it learns."""
         if "loss" in logs:
-            logs |= self.totals.take(lambda sums: self.accelerator.reduce(sums.float(), reduction="sum"))
+            logs |= self.totals.take(self.accelerator.reduce)
             logs["temperature"] = self.settings.temperature(max(0, self.state.global_step - 1))
             logs["masked_share"] = self.masked / max(1, self.frames)
             self.frames = self.masked = 0
@@ -285,19 +287,21 @@ class PretrainingTrainer(SpeechTrainer):
             return {}
         network = self.accelerator.unwrap_model(self.model)
         network.eval()
-        begun, totals = time.monotonic(), Totals()
+        begun, totals, skipped = time.monotonic(), Totals(self.groups, self.args.device), 0
         for batch in self.dev_loader:
-            batch.pop("skipped_names")
+            skipped += len(batch.pop("skipped_names"))
             if batch["input_values"].shape[0] == 0:
                 continue
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 outputs = network(**batch, output_statistics=True)
             totals.add(outputs.statistics, outputs.contrastive_loss)
-        found = totals.take(lambda sums: self.accelerator.reduce(sums.float(), reduction="sum"))
+        found = totals.take(self.accelerator.reduce)
         if not found:
             raise ValueError("none of the recordings of the development set could be read")
+        count = self.accelerator.reduce(torch.tensor(skipped, device=self.args.device), reduction="sum")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics[f"{metric_key_prefix}_skipped"] = float(count)
         metrics[f"{metric_key_prefix}_runtime"] = time.monotonic() - begun
         self.clock += metrics[f"{metric_key_prefix}_runtime"]
         # Not the lowest loss: a collapsed model, whose negatives all equal the target, has none.
@@ -339,6 +343,8 @@ def train_pretraining(
         rank=arguments.process_index,
         world_size=arguments.world_size,
     )
+    if dev and len(dev) < arguments.world_size:
+        raise ValueError(f"{settings.dev} has {len(dev)} recordings for {arguments.world_size} processes; give more")
     share = dev[arguments.process_index :: arguments.world_size]  # each recording is judged once, on one process
     dev_loader = loader(share, shuffle=False) if share else None
     if dry_run:
@@ -448,17 +454,23 @@ def draw_negatives(mask: Tensor, generator: torch.Generator, *, count: int) -> T
 
 def prepare_model(settings: PretrainingSettings) -> Wav2Vec2ConformerForPreTraining:
     """A new or a given model."""
+    model: Wav2Vec2ConformerForPreTraining
     if settings.init:
-        given: Wav2Vec2ConformerForPreTraining = Wav2Vec2ConformerForPreTraining.from_pretrained(
-            settings.init, dtype=torch.float32
-        )
-        return given
-    config = Wav2Vec2ConformerConfig(**settings.model)
+        model = Wav2Vec2ConformerForPreTraining.from_pretrained(settings.init, dtype=torch.float32)
+    else:
+        model = Wav2Vec2ConformerForPreTraining(Wav2Vec2ConformerConfig(**settings.model))
+    config = model.config
     if config.mask_time_prob <= 0:
         raise ValueError(
             "pre-training recognises masked frames: `mask_time_prob` must be above 0, got 0; 0.65 is usual"
         )
-    return Wav2Vec2ConformerForPreTraining(config)
+    frames = frames_of(round(settings.least_seconds * SAMPLE_RATE), config)
+    if frames < config.mask_time_length:
+        raise ValueError(
+            f"the shortest recordings must hold a masked span: `least_seconds` {settings.least_seconds:g} gives "
+            f"{frames} frames, and `mask_time_length` is {config.mask_time_length}; raise the one or lower the other"
+        )
+    return model
 
 
 def feature_extractor(settings: PretrainingSettings) -> Wav2Vec2FeatureExtractor:
@@ -483,8 +495,10 @@ def describe(
     recordings = loader.dataset.utterances  # type: ignore[attr-defined]
     hours = sum(min(u.duration, settings.crop_seconds) for u in recordings) / 3600
     micro_batches = len(loader)
-    steps = max(1, micro_batches // settings.accumulate)
-    batch = next(iter(loader))
+    steps = -(-micro_batches // settings.accumulate)
+    batch = next((batch for batch in loader if batch["input_values"].shape[0]), None)
+    if batch is None:
+        raise ValueError(f"{', '.join(settings.train)}: none of the recordings could be read")
     parameters = sum(p.numel() for p in model.parameters())
     # Weights, gradients and two moments of AdamW in float32; the activations by what one crop keeps for its gradient.
     fixed = 16 * parameters
@@ -501,8 +515,7 @@ def describe(
     for name, value in batch.items():
         if isinstance(value, Tensor):
             say(f"first batch: {name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}")
-    masked = batch["mask_time_indices"].float().mean().item() if batch["mask_time_indices"].numel() else 0.0
-    say(f"masked: {masked:.0%} of its frames")
+    say(f"masked: {batch['mask_time_indices'].float().mean().item():.0%} of its frames")
 
 
 def activation_bytes(model: Wav2Vec2ConformerForPreTraining, batch: dict[str, Tensor]) -> int:

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ __all__ = ["check_settings", "prepare_output", "record_settings"]
 logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
+KINDS = {"int": ("a whole number", Integral), "float": ("a number", Real), "bool": ("true or false", bool)}
 # What may differ between a run and its continuation.
-FREE = ("workers", "output", "cache_gb")
+FREE = ("workers", "output", "cache_gb", "keep_going")
 
 
 def check_settings(
@@ -32,7 +34,15 @@ def check_settings(
     at_least_zero: Iterable[str] = (),
     shares: Iterable[str] = (),
 ) -> None:
-    """Refuse numbers out of their range, as a `ValueError` that names the field; `shares` are from 0 to below 1."""
+    """Refuse what is no number, and numbers out of their range, as a `ValueError` that names the field.
+
+    `shares` are from 0 to below 1.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        what, kind = KINDS.get(str(field.type), ("", object))
+        if not isinstance(value, kind) or (isinstance(value, bool) and what and kind is not bool):
+            raise ValueError(f"`{field.name}` must be {what}, got {value!r}")
     for names, bound in ((above_zero, "above 0"), (at_least_zero, "at least 0")):
         for name in names:
             value = getattr(settings, name)
@@ -54,7 +64,7 @@ def prepare_output(output: Path, settings: DataclassInstance, resume: bool) -> P
             )
     elif record.is_file():
         before: dict[str, Any] = json.loads(record.read_text())
-        now = asdict(settings)
+        now = json.loads(json.dumps(asdict(settings)))  # a tuple becomes a list, as in the record
         changed = [name for name in now if name not in FREE and before.get(name, now[name]) != now[name]]
         if changed:
             details = ", ".join(f"{name}: {before[name]!r} before, {now[name]!r} now" for name in changed)

@@ -29,13 +29,10 @@ def write_report(path: Path, history: list[dict[str, Any]], diagnosis: str | Non
     """
     if not any("contrastive" in log for log in history):
         return
-    import matplotlib  # imported late: only the end of a training needs it
+    from matplotlib.figure import Figure  # imported late: only the end of a training needs it
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
-    for axis, (title, unit, lines) in zip(axes.flat, PANELS, strict=True):
+    figure = Figure(figsize=(13, 6.5), layout="constrained")  # without pyplot, whose state is the caller's
+    for axis, (title, unit, lines) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         for key, label in lines:
             for name in sorted({name for log in history for name in log if name == key or is_group(name, key)}):
                 points = [(log["step"], log[name]) for log in history if name in log]
@@ -53,7 +50,6 @@ def write_report(path: Path, history: list[dict[str, Any]], diagnosis: str | Non
         figure.suptitle(diagnosis, fontsize=9, color="firebrick", wrap=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp.png")
     figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
     temporary.replace(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["SCHEDULES", "learning_rate_schedule"]
+__all__ = ["HOLD", "SCHEDULES", "learning_rate_schedule"]
 
 SCHEDULES = ("linear", "cosine", "tri-stage")
 

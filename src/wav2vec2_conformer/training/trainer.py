@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -83,8 +86,7 @@ class SkipBadSteps(TrainerCallback):
         """Empty the gradients and put the batch norms' statistics back, where loss or gradient is not finite."""
         trainer = self.trainer
         network = cast(nn.Module, trainer.model)
-        trainer.gradient_norm = gradient_norm(network)
-        if trainer.bad_loss or not math.isfinite(trainer.gradient_norm):
+        if trainer.bad_loss or not math.isfinite(gradient_norm(network)):
             trainer.bad_loss = False
             trainer.skipped_steps += 1
             logger.warning(
@@ -109,6 +111,19 @@ def gradient_norm(network: nn.Module) -> float:
     return float(torch.stack(torch._foreach_norm(gradients)).float().norm()) if gradients else 0.0
 
 
+@contextmanager
+def one_line(folder: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise where a file cannot be written into an `OSError`; delete the folder."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(
+            f"{folder.parent}: the model could not be written ({str(error).splitlines()[0]}); what was written before "
+            "is complete. Make room and go on with --resume"
+        ) from error
+
+
 def draw_seed(*numbers: int) -> int:
     """A seed for torch from numbers that tell one draw from all others."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -123,9 +138,10 @@ class SpeechTrainer(Trainer):
       batches on one process and 1 batch on 4 processes give the same gradient.
     * A step whose loss or gradient is not finite on any process is skipped on all and counted (`skipped_steps`).
     * Utterances that cannot be used are counted, and the first ones named (`skipped_utterances`).
-    * Checkpoints are written under a temporary name and renamed.
+    * Checkpoints are written under a temporary name and renamed. One that cannot be written (a full disk) is an
+      `OSError`, and the ones before it stay.
     * Every log has the speed in seconds of audio a second, the share of the time that went into waiting for data, the
-      gradient's norm and what was skipped.
+      gradient's norm before clipping and what was skipped.
 
     A task says how many items (`items_of`) and how much audio (`seconds_of`) a batch holds.
     """
@@ -137,7 +153,6 @@ class SpeechTrainer(Trainer):
         self.skipped_steps = 0
         self.skipped_utterances = 0
         self.bad_loss = False
-        self.gradient_norm = 0.0
         self.place = 0  # of the next micro-step in its step
         self.seconds_seen, self.waited, self.clock = 0.0, 0.0, time.monotonic()
         self.model_accepts_loss_kwargs = True  # the loss is divided here, not by the number of micro-steps
@@ -152,6 +167,9 @@ class SpeechTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         """The micro-batches of one optimizer step, and the number of their items over all processes."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end; `Trainer` would take one step more
+            self.control.should_training_stop = True
+            return [], torch.ones((), device=device)
         begun = time.monotonic()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self.waited += time.monotonic() - begun
@@ -173,10 +191,9 @@ class SpeechTrainer(Trainer):
         if not bool(self.accelerator.reduce(finite, reduction="sum") == self.accelerator.num_processes):
             self.bad_loss = True  # on every process alike, so that none waits for another in `backward`
             loss = torch.nan_to_num(loss) * 0.0
-        if self.accelerator.num_processes > 1:
-            # DDP waits for a gradient of every parameter, also where a block was dropped, nothing was masked or a
-            # batch has no utterance.
-            loss = loss + 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
+        # DDP waits for a gradient of every parameter, also where a block was dropped, nothing was masked or a batch has
+        # no utterance. On one process AdamW would pass over parameters without one, and train another model.
+        loss = loss + 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -199,7 +216,6 @@ class SpeechTrainer(Trainer):
             passed = max(now - self.clock, 1e-9)
             logs["speed"] = self.seconds_seen * self.accelerator.num_processes / passed
             logs["waiting"] = self.waited / passed
-            logs["grad_norm"] = self.gradient_norm
             logs["skipped_utterances"] = float(self.skipped_utterances)
             logs["skipped_steps"] = float(self.skipped_steps)
             self.seconds_seen, self.waited, self.clock = 0.0, 0.0, now
@@ -227,13 +243,14 @@ class SpeechTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         output = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
-        self._writing = output / (name + INCOMPLETE)
-        if self.args.should_save and self._writing.exists():
-            remove(self._writing)
+        self._writing = writing = output / (name + INCOMPLETE)
+        if self.args.should_save and writing.exists():
+            remove(writing)
         try:
-            super()._save_checkpoint(model, trial)
+            with one_line(writing):
+                super()._save_checkpoint(model, trial)
         finally:
-            writing, self._writing = self._writing, None
+            self._writing = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if (output / name).exists():
@@ -251,6 +268,7 @@ class SpeechTrainer(Trainer):
         if self.args.should_save:
             if temporary.exists():
                 remove(temporary)
-            self.accelerator.unwrap_model(self.model).save_pretrained(temporary)
+            with one_line(temporary):
+                self.accelerator.unwrap_model(self.model).save_pretrained(temporary)
             replace_files(temporary, output)
         self.accelerator.wait_for_everyone()
