@@ -8,6 +8,7 @@ writes one manifest a corpus and role:
 * `digits-train`, `digits-held-out` (speaker fsdd-theo);
 * `speechocean762-short` (sentences of up to 3.5 s), `librispeech-dev`;
 * `joined-train`: several clips of `digits-train` or of the other train manifests in one, with pauses between them;
+  `joined-held-out`: the same of the held-out speakers;
 * `synthetic-train`: digits, letters, numbers, dates and commands spoken by espeak-ng in many voices.
 
 Speakers of dev and held-out manifests are in no train manifest.
@@ -109,9 +110,11 @@ def synthesise(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     return lines
 
 
-def join(folder: Path, digits: list[dict[str, Any]], others: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def join(
+    folder: Path, digits: list[dict[str, Any]], others: list[dict[str, Any]], count: int, seed: int
+) -> list[dict[str, Any]]:
     """`count` recordings of 2 to 6 digits of one speaker, or of 2 to 3 other utterances, as manifest lines."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     by_speaker: dict[str, list[dict[str, Any]]] = {}
     for line in digits:
@@ -171,7 +174,11 @@ def main() -> None:
         "synthetic-train": synthesise(options.output / "synthetic", options.synthetic, seed=1),
     }
     others = [line for name in ("an4-train", "synthetic-train") for line in manifests[name]]
-    manifests["joined-train"] = join(options.output / "joined", manifests["digits-train"], others, options.joined)
+    manifests["joined-train"] = join(
+        options.output / "joined", manifests["digits-train"], others, options.joined, seed=2
+    )
+    held_out_parts = manifests["digits-held-out"], manifests["an4-held-out"]
+    manifests["joined-held-out"] = join(options.output / "joined-held-out", *held_out_parts, 100, seed=3)
     for name, lines in manifests.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (options.output / f"{name}.jsonl").write_text(text)
