@@ -43,5 +43,5 @@ wav2vec2-conformer train ctc "${common[@]}" --init $work/mean --output $work/pha
 mkdir -p src/wav2vec2_conformer/assets/default
 cp "$(last $work/phase4)"/{config.json,model.safetensors} src/wav2vec2_conformer/assets/default/
 cp $work/phase4/{processor_config.json,tokenizer_config.json,vocab.json} src/wav2vec2_conformer/assets/default/
-python $here/evaluate.py $work/data/{digits-held-out,an4-held-out,an4-dev,librispeech-dev}.jsonl
+python $here/evaluate.py $work/data/{digits-held-out,an4-held-out,joined-held-out,an4-dev,librispeech-dev}.jsonl
 python $here/plot.py --output $here/curves.png $work/phase1 $work/phase2 $work/phase3 $work/phase4
