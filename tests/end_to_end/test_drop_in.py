@@ -300,6 +300,14 @@ def test_trainer_evaluates_and_predicts(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
 
 
+def test_trainer_evaluates_pretraining_where_it_is_told_the_label(tmp_path: Path) -> None:
+    name = "AutoModelForPreTraining"
+    trainer = train(build(name), name, tmp_path, steps=1, label_names=["sampled_negative_indices"])
+    with torch.no_grad():
+        expected = trainer.model.eval()(**collate(examples(name)))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-4)
+
+
 def test_trainer_in_bfloat16_with_checkpointing_and_accumulation(tmp_path: Path) -> None:
     model = build()
     options = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}

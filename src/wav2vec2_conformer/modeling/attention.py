@@ -124,7 +124,7 @@ def by_head(query: Tensor, columns: Tensor) -> Tensor:
     """(B, H, n, d) x (H, d, m) -> (B, H, n, m), one product a head for the whole batch."""
     batch, heads, rows, size = query.shape
     product = query.transpose(0, 1).reshape(heads, batch * rows, size) @ columns
-    return product.view(heads, batch, rows, -1).transpose(0, 1)
+    return product.view(heads, batch, rows, columns.shape[-1]).transpose(0, 1)
 
 
 def exclude_padding(bias: Tensor | None, frame_mask: Tensor | None, like: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -132,11 +133,7 @@ class ConformerBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-cal
 
 
 class SkippedBlock(torch.autograd.Function):
-    """The identity on (B, T, D), through which the parameters of a block that LayerDrop skips get gradients of 0.
-
-    DDP waits for a gradient of every parameter; and an optimizer leaves a parameter without one as it is, but moves one
-    whose gradient is 0, so that training on one process would differ from training on several.
-    """
+    """The identity on (B, T, D), through which the parameters of a block that LayerDrop skips get gradients of 0."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -149,7 +146,9 @@ class SkippedBlock(torch.autograd.Function):
 
 
 def pass_by(block: nn.Module, x: Tensor) -> Tensor:
-    """Skip a block."""
+    """Skip a block. Among several processes its parameters get gradients of 0, since DDP waits for one of each."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
     return cast(Tensor, SkippedBlock.apply(x, *trained))  # type: ignore[no-untyped-call]
 

@@ -25,7 +25,7 @@ __all__ = ["Wav2Vec2ConformerForCTC"]
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 # What tells a call for a PEFT adapter (transformers' `load_adapter`) from one for a language.
-PEFT_OPTIONS = frozenset({"adapter_name", "peft_config", "adapter_state_dict", "peft_model_id"})
+PEFT_OPTIONS = frozenset({"adapter_name", "peft_config", "adapter_state_dict", "peft_model_id", "is_trainable"})
 PADDING_LOGIT = -100.0  # e^-100 is 0 in float32, and 100 fits every floating-point type
 
 
@@ -73,7 +73,10 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
         return loaded
 
     def freeze_base_model(self) -> None:
-        """Exclude the whole network below the head from training, language adapters included."""
+        """Exclude the whole network below the head from training, language adapters included.
+
+        Its batch norms go on tracking statistics in training mode, as in transformers.
+        """
         self.wav2vec2_conformer.requires_grad_(False)
 
     def freeze_all_but_language(self) -> None:
@@ -121,14 +124,16 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
         loads a PEFT adapter, as every transformers model does.
 
         Args:
-            target_lang: the language id.
+            target_lang: the language id, or the folder of a PEFT adapter.
             force_load: whether to read the file again where the language is already loaded.
             kwargs: as for `from_pretrained`: `cache_dir`, `revision`, `token`, `local_files_only`, ...
 
         Raises:
             ValueError: no language adapters in this model, no such file, or a file of another model.
         """
-        if target_lang is None or not PEFT_OPTIONS.isdisjoint(kwargs):
+        if isinstance(force_load, str):  # PEFT's second argument
+            kwargs["adapter_name"] = force_load
+        if target_lang is None or is_peft_adapter(target_lang) or not PEFT_OPTIONS.isdisjoint(kwargs):
             return super().load_adapter(target_lang, **kwargs)
         own = self._get_adapters()
         if target_lang == self.target_lang and not force_load:
@@ -207,7 +212,7 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
             ValueError: a label outside the vocabulary.
         """
         if labels is not None:
-            self._check_labels(labels)
+            self._check_labels(labels, len(input_values))
         return_dict = choose(return_dict, self.config.return_dict)
         outputs = self.wav2vec2_conformer(
             input_values,
@@ -242,11 +247,19 @@ class Wav2Vec2ConformerForCTC(Wav2Vec2ConformerPreTrainedModel):  # type: ignore
         blank = torch.where(columns == self.blank, 0.0, PADDING_LOGIT).to(logits.dtype)
         return torch.where(valid, logits, blank)
 
-    def _check_labels(self, labels: Tensor) -> None:
-        if labels.dim() != 2:
-            raise ValueError(f"labels must be of shape (batch, length), got {tuple(labels.shape)}")
+    def _check_labels(self, labels: Tensor, clips: int) -> None:
+        if labels.dim() != 2 or len(labels) != clips or labels.is_floating_point():
+            raise ValueError(
+                f"labels must be whole numbers of shape (batch, length) with a batch of {clips}, got "
+                f"{tuple(labels.shape)} of {labels.dtype}; a single transcript needs `[None]`"
+            )
         if labels.numel() and int(labels.max()) >= self.lm_head.out_features:
             raise ValueError(
                 f"labels must be below vocab_size = {self.lm_head.out_features}, got {int(labels.max())}; the model "
                 "and the tokenizer do not belong together"
             )
+
+
+def is_peft_adapter(name: str) -> bool:
+    """Whether this is a folder with a PEFT adapter, and no language id."""
+    return (Path(name) / "adapter_config.json").is_file()

@@ -50,7 +50,10 @@ class LayerMixtureModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[no-un
             self.layer_weights = nn.Parameter(torch.full((states,), 1 / states))
 
     def freeze_base_model(self) -> None:
-        """Exclude the whole network below the head from training."""
+        """Exclude the whole network below the head from training.
+
+        Its batch norms go on tracking statistics in training mode, as in transformers.
+        """
         self.wav2vec2_conformer.requires_grad_(False)
 
     @torch.no_grad()

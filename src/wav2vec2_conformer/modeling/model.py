@@ -85,6 +85,11 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
         return (model, info) if output_loading_info else model
 
     def __init__(self, config: Wav2Vec2ConformerConfig, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(config, Wav2Vec2ConformerConfig):
+            raise ValueError(
+                f"{type(self).__name__} needs a wav2vec2_conformer.Wav2Vec2ConformerConfig, got {type(config)}; "
+                "`Wav2Vec2ConformerConfig.from_dict(config.to_dict())` makes one of it"
+            )
         config.check()  # fields may have been changed since it was built, as `from_pretrained(..., field=...)` does
         super().__init__(config, *args, **kwargs)
         if config.position_embeddings_type == "convolutional":  # then they are used, and none may be missing
@@ -193,7 +198,7 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
         Raises:
             ValueError: shapes that do not belong together.
         """
-        check_inputs(input_values, attention_mask)
+        check_inputs(input_values, attention_mask, self.dtype)
         invariant = self.config.padding == "invariant"
         samples = None if attention_mask is None else attention_mask.sum(-1)  # (B,)
 
@@ -297,15 +302,35 @@ def choose_states(value: StateSelection | None, default: StateSelection | None) 
     return (default or False) if value is None else value
 
 
-def check_inputs(input_values: Tensor, attention_mask: Tensor | None) -> None:
-    """Refuse inputs that are no batch of waveforms."""
+def check_inputs(input_values: Tensor, attention_mask: Tensor | None, dtype: torch.dtype) -> None:
+    """Refuse inputs that are no batch of waveforms of the network's type, and masks that are no right padding."""
+    for name, value in (("input_values", input_values), ("attention_mask", attention_mask)):
+        if not isinstance(value, Tensor) and (name == "input_values" or value is not None):
+            raise ValueError(
+                f"`{name}` must be a torch tensor, got {type(value).__name__}; `torch.as_tensor` makes one"
+            )
     if input_values.dim() != 2 or not input_values.is_floating_point():
         raise ValueError(
             "`input_values` must be a floating-point batch of waveforms of shape (batch, samples), got "
             f"{tuple(input_values.shape)} of {input_values.dtype}; a single waveform needs `[None]`"
         )
-    if attention_mask is not None and attention_mask.shape != input_values.shape:
+    if input_values.dtype != dtype and not torch.is_autocast_enabled(input_values.device.type):
+        raise ValueError(
+            f"`input_values` must be of the network's type {dtype}, got {input_values.dtype}; pass "
+            f"`input_values.to(model.dtype)`"
+        )
+    if attention_mask is None:
+        return
+    if attention_mask.shape != input_values.shape:
         raise ValueError(
             f"`attention_mask` must have the shape of `input_values`, {tuple(input_values.shape)}, got "
             f"{tuple(attention_mask.shape)}; it marks samples, not frames"
         )
+    # Elsewhere looking at the values would make the host wait for the device.
+    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        allowed = (attention_mask == 0) | (attention_mask == 1)
+        if not bool(allowed.all()) or bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
+            raise ValueError(
+                "`attention_mask` must hold ones followed by zeros in each row: clips are padded on the right, as "
+                '`padding_side="right"` of the feature extractor does'
+            )

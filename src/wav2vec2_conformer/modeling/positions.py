@@ -82,7 +82,8 @@ def apply_rotary(hidden_states: Tensor, cos: Tensor, sin: Tensor, heads: int) ->
     In this family the rotation comes *before* the query and key projections. That is not the textbook order, but the
     released weights were trained with it (`tests/parity/test_mutations.py` pins it).
     """
-    x = hidden_states.view(*hidden_states.shape[:2], heads, -1)  # (B, T, H, d)
+    batch, frames, width = hidden_states.shape
+    x = hidden_states.view(batch, frames, heads, width // heads)  # (B, T, H, d)
     first, second = x.chunk(2, dim=-1)
     rotated: Tensor = x * cos + torch.cat((-second, first), dim=-1) * sin
     return rotated.flatten(-2)
