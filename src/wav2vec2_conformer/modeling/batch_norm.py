@@ -48,7 +48,7 @@ class FrameBatchNorm(WideBuffers, nn.BatchNorm1d):
 
     def train(self, mode: bool = True) -> FrameBatchNorm:
         """Enter training or evaluation; a frozen one stays in evaluation."""
-        return cast(FrameBatchNorm, super().train(mode and not self.frozen))
+        return super().train(mode and not self.frozen)
 
     def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Scale and shift (D,) that normalising with the running statistics amounts to."""

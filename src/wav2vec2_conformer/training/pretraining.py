@@ -375,7 +375,7 @@ def train_pretraining(
         "updates": trainer.state.global_step,
         "skipped_recordings": int(trainer.accelerator.reduce(skipped, reduction="sum")),
         "skipped_updates": trainer.skipped_steps,
-        "stopped": monitor.diagnosis,
+        "stopped": None if settings.keep_going else monitor.diagnosis,
     }
 
 
