@@ -149,7 +149,7 @@ def run_pretraining(options: argparse.Namespace) -> int:
     result = train_pretraining(settings, resume=options.resume)
     if speaks:
         print(json.dumps(result))
-    return 1 if result["stopped"] and not settings.keep_going else 0
+    return 1 if result["stopped"] else 0
 
 
 def run_ctc(options: argparse.Namespace) -> int:
