@@ -171,8 +171,22 @@ def test_presets_are_the_published_recipes(name: str) -> None:
 
 
 def test_the_defaults_are_those_of_base() -> None:
-    base = PretrainingSettings.from_preset("base", train=["a"], output="b", model={})
+    base = PretrainingSettings.from_preset("base", train=["a"], output="b")
     assert base == PretrainingSettings(train=["a"], output="b")
+    assert base.model["mask_time_prob"] == 0.65
+
+
+def test_a_given_model_is_trained_by_the_recipe_and_keeps_its_network(
+    settings: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = module.prepare_model(settings(network={"mask_time_prob": 0.3, "hidden_dropout": 0.2}))
+    network.save_pretrained(tmp_path / "model")
+    changed = {"mask_time_prob": 0.5, "hidden_dropout": 0.0, "intermediate_size": MODEL["intermediate_size"] + 1}
+    model = module.prepare_model(settings(init=str(tmp_path / "model"), network=changed))
+    assert (model.config.mask_time_prob, model.config.hidden_dropout) == (0.5, 0.0)
+    assert model.config.intermediate_size == MODEL["intermediate_size"]
+    assert "keeps its own intermediate_size; the preset's are ignored" in caplog.text
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
             self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.encoder = ConformerEncoder(config)
         self.adapter = StridedAdapter(config) if config.add_adapter else None
-        self.layerdrop_seed: int | None = None  # set by trainers, so that all processes drop the same blocks
+        self.layerdrop_seed: int | None = None  # of the next pass; trainers set it, so that all processes drop alike
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
@@ -279,7 +279,7 @@ class Wav2Vec2ConformerModel(Wav2Vec2ConformerPreTrainedModel):  # type: ignore[
         """L decisions, True = skip the block; drawn on the host, outside the blocks."""
         if not self.training or self.config.layerdrop == 0:
             return None
-        seed = self.layerdrop_seed
+        seed, self.layerdrop_seed = self.layerdrop_seed, None  # for one pass: the next one is drawn anew
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         draws = torch.rand(self.config.num_hidden_layers, generator=generator)
         return (draws < self.config.layerdrop).tolist()

@@ -27,7 +27,7 @@ from ..modeling.masking import sample_spans, thin_to_equal_counts
 from ..modeling.negatives import sample_negatives
 from ..modeling.outputs import PretrainingStatistics
 from .collapse import CollapseMonitor
-from .presets import load_preset
+from .presets import Preset, load_preset
 from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
 from .report import write_report
@@ -40,6 +40,13 @@ __all__ = ["PretrainingSettings", "PretrainingTrainer", "train_pretraining"]
 
 logger = logging.getLogger(__name__)
 
+# Fields of a model that say how it is trained, and not what its weights are: a preset decides them with `init`, too.
+RECIPE_FIELDS = frozenset(
+    "mask_time_prob mask_time_length mask_time_min_masks num_negatives contrastive_logits_temperature "
+    "diversity_loss_weight hidden_dropout attention_dropout activation_dropout conformer_conv_dropout "
+    "feat_proj_dropout feat_quantizer_dropout layerdrop".split()
+)
+
 
 @dataclass
 class PretrainingSettings:
@@ -50,7 +57,7 @@ class PretrainingSettings:
         output: folder of the result; its root holds the best model so far, `checkpoint-N` what `resume` needs.
         dev: manifest or folder whose accuracy chooses the best model; without it the last model is kept.
         init: a model to start from instead of a new one: a folder or a Hub id.
-        model: fields of a new model's configuration.
+        model: fields of a new model's configuration; with `init` those of them that say how it is trained.
         updates: optimizer steps.
         warmup: share of the updates in which the learning rate rises.
         schedule: "linear" (to 0), "cosine" or "tri-stage" (rise, hold, fall to 5 %).
@@ -83,7 +90,7 @@ class PretrainingSettings:
     output: str
     dev: str | None = None
     init: str | None = None
-    model: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=lambda: read_preset("base").model)
     updates: int = 400_000
     warmup: float = 0.08
     schedule: str = "linear"
@@ -144,12 +151,7 @@ class PretrainingSettings:
     @classmethod
     def from_preset(cls, preset: str, **given: Any) -> PretrainingSettings:
         """The settings of a preset ("tiny", "base", "large" or a TOML file), changed by those that are given."""
-        own = {"train", "output", "dev", "init", "model"}
-        loaded = load_preset(
-            preset,
-            model_fields=Wav2Vec2ConformerConfig().to_dict(),
-            training_fields={f.name for f in fields(cls)} - own,
-        )
+        loaded = read_preset(preset)
         return cls(**{"model": loaded.model, **loaded.training, **given})
 
     def temperature(self, step: int) -> float:
@@ -157,6 +159,16 @@ class PretrainingSettings:
         steps = max(1.0, self.temperature_share * self.updates)
         falling = self.temperature_start * (self.temperature_end / self.temperature_start) ** (step / steps)
         return falling if step < steps else self.temperature_end
+
+
+def read_preset(name: str) -> Preset:
+    """A preset, whose tables hold fields of `Wav2Vec2ConformerConfig` and of `PretrainingSettings`."""
+    own = {"train", "output", "dev", "init", "model"}
+    return load_preset(
+        name,
+        model_fields=Wav2Vec2ConformerConfig().to_dict(),
+        training_fields={f.name for f in fields(PretrainingSettings)} - own,
+    )
 
 
 class FeatureWatch:
@@ -456,7 +468,12 @@ def prepare_model(settings: PretrainingSettings) -> Wav2Vec2ConformerForPreTrain
     """A new or a given model."""
     model: Wav2Vec2ConformerForPreTraining
     if settings.init:
-        model = Wav2Vec2ConformerForPreTraining.from_pretrained(settings.init, dtype=torch.float32)
+        recipe = {name: value for name, value in settings.model.items() if name in RECIPE_FIELDS}
+        model = Wav2Vec2ConformerForPreTraining.from_pretrained(settings.init, dtype=torch.float32, **recipe)
+        own = model.config.to_dict()
+        other = sorted(name for name, value in settings.model.items() if not same_value(own.get(name), value))
+        if other:
+            logger.warning("%s keeps its own %s; the preset's are ignored", settings.init, ", ".join(other))
     else:
         model = Wav2Vec2ConformerForPreTraining(Wav2Vec2ConformerConfig(**settings.model))
     config = model.config
@@ -471,6 +488,11 @@ def prepare_model(settings: PretrainingSettings) -> Wav2Vec2ConformerForPreTrain
             f"{frames} frames, and `mask_time_length` is {config.mask_time_length}; raise the one or lower the other"
         )
     return model
+
+
+def same_value(left: Any, right: Any) -> bool:
+    """Whether two values of a field are the same, as lists or as tuples."""
+    return bool(left == right or (isinstance(left, list | tuple) and list(left) == list(right)))
 
 
 def feature_extractor(settings: PretrainingSettings) -> Wav2Vec2FeatureExtractor:
