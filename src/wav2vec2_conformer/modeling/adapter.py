@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import adapter_layer_length, frame_mask
-from .convolution import call_channels_last, conv1d_channels_last, is_replaced
+from .convolution import convolve
 
 # B batch, T frames, D hidden size
 
@@ -20,15 +20,11 @@ class AdapterLayer(nn.Module):
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
         width = config.output_hidden_size or config.hidden_size
-        self.kernel, self.stride = config.adapter_kernel_size, config.adapter_stride
-        self.conv = nn.Conv1d(width, 2 * width, config.adapter_kernel_size, config.adapter_stride, padding=1)
+        self.stride = config.adapter_stride
+        self.conv = nn.Conv1d(width, 2 * width, config.adapter_kernel_size, self.stride, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T', D)
-        if is_replaced(self.conv) and x.shape[1] + 2 >= self.kernel:
-            x = call_channels_last(self.conv, x)
-        else:
-            x = conv1d_channels_last(x, self.conv.weight, self.conv.bias, stride=self.stride, padding=1)
-        return F.glu(x, dim=-1)
+        return F.glu(convolve(self.conv, x, stride=self.stride, padding=1), dim=-1)
 
 
 class StridedAdapter(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 # B batch, T positions, C channels, K kernel, O outputs
 
-__all__ = ["call_channels_last", "conv1d_channels_last", "is_replaced"]
+__all__ = ["call_channels_last", "conv1d_channels_last", "convolve", "is_replaced"]
 
 SMALLEST_WEIGHT = 1 << 19  # from here on, products of one clip are faster than its convolution
 
@@ -45,6 +45,14 @@ def is_replaced(conv: nn.Module) -> bool:
 def call_channels_last(conv: nn.Module, x: Tensor) -> Tensor:
     """Call what stands in a convolution's place on (B, T, C) -> (B, T', O)."""
     return cast(Tensor, conv(x.transpose(1, 2))).transpose(1, 2)
+
+
+def convolve(conv: nn.Module, x: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
+    """Run an `nn.Conv1d` of this stride and padding, or what stands in its place, on (B, T, C) -> (B, T', O)."""
+    weight = cast(Tensor, conv.weight)
+    if is_replaced(conv) and x.shape[1] + 2 * padding >= weight.shape[2]:
+        return call_channels_last(conv, x)
+    return conv1d_channels_last(x, weight, cast(Tensor | None, conv.bias), stride=stride, padding=padding)
 
 
 def products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

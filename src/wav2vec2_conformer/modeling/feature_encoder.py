@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import conv_layers, conv_length, feature_lengths, frame_mask, receptive_field
 from .activation import Activation
-from .convolution import call_channels_last, conv1d_channels_last, is_replaced
+from .convolution import convolve
 from .dropout import Dropout
 
 # B batch, N samples, T frames, C conv channels, D hidden size
@@ -61,10 +61,7 @@ class ConvLayer(nn.Module):
         self.activation = Activation(config.feat_extract_activation)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # (B, T_in, C_in) -> (B, T, C)
-        if is_replaced(self.conv) and x.shape[1] >= self.kernel:
-            x = call_channels_last(self.conv, x)
-        else:
-            x = conv1d_channels_last(x, self.conv.weight, self.conv.bias, stride=self.stride)
+        x = convolve(self.conv, x, stride=self.stride)
         if isinstance(self.layer_norm, TimeGroupNorm):
             mask = None
             if lengths is not None:
