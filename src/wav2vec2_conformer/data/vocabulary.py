@@ -60,14 +60,19 @@ def build_processor(vocabulary: Mapping[str, int], *, do_normalize: bool = True)
             # True would turn texts to UPPER case before looking them up: right for upper-case vocabularies alone.
             do_lower_case=False,
         )
-    extractor = Wav2Vec2FeatureExtractor(  # type: ignore[no-untyped-call]
+    extractor = build_feature_extractor(do_normalize=do_normalize)
+    return Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)  # type: ignore[no-untyped-call]
+
+
+def build_feature_extractor(*, do_normalize: bool) -> Wav2Vec2FeatureExtractor:
+    """Return what says how a model's 16 kHz mono waveforms are prepared, always with an attention mask."""
+    return Wav2Vec2FeatureExtractor(  # type: ignore[no-untyped-call]
         feature_size=1,
         sampling_rate=SAMPLE_RATE,
         padding_value=0.0,
         do_normalize=do_normalize,
         return_attention_mask=True,
     )
-    return Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)  # type: ignore[no-untyped-call]
 
 
 class TextEncoder:

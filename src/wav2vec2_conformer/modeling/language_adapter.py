@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from ..configuration import Wav2Vec2ConformerConfig
+from ..files import replacing
 
 # B batch, T frames, D hidden size
 
@@ -105,7 +106,7 @@ def write_adapter(folder: str | os.PathLike[str], language: str, tensors: dict[s
     check_language(language)
     path = Path(folder) / f"adapter.{language}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, {"format": "pt"})
-    temporary.replace(path)
+    contents = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contents, temporary, {"format": "pt"})
     return path

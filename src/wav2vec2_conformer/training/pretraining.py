@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from ..audio import SAMPLE_RATE
 from ..configuration import Wav2Vec2ConformerConfig
-from ..data import PretrainingCollator, SpeechDataset, Utterance, read_recordings
+from ..data import PretrainingCollator, SpeechDataset, Utterance, build_feature_extractor, read_recordings
 from ..lengths import frames_of
 from ..modeling import Wav2Vec2ConformerForPreTraining
 from ..modeling.batch_norm import FrameBatchNorm
@@ -377,7 +377,7 @@ def train_pretraining(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if trainer.is_world_process_zero():
-        feature_extractor(settings).save_pretrained(output)
+        build_feature_extractor(do_normalize=settings.do_normalize).save_pretrained(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         write_report(output / "report.png", trainer.state.log_history, monitor.diagnosis)
@@ -493,17 +493,6 @@ def prepare_model(settings: PretrainingSettings) -> Wav2Vec2ConformerForPreTrain
 def same_value(left: Any, right: Any) -> bool:
     """Whether two values of a field are the same, as lists or as tuples."""
     return bool(left == right or (isinstance(left, list | tuple) and list(left) == list(right)))
-
-
-def feature_extractor(settings: PretrainingSettings) -> Wav2Vec2FeatureExtractor:
-    """What the model's users must do with a waveform."""
-    return Wav2Vec2FeatureExtractor(  # type: ignore[no-untyped-call]
-        feature_size=1,
-        sampling_rate=SAMPLE_RATE,
-        padding_value=0.0,
-        do_normalize=settings.do_normalize,
-        return_attention_mask=True,
-    )
 
 
 def describe(

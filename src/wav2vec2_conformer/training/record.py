@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import replacing
 from .checkpoints import last_checkpoint
 
 if TYPE_CHECKING:
@@ -78,6 +78,5 @@ def record_settings(output: Path, settings: DataclassInstance) -> None:
     """Create the output folder, and note what `resume` must find unchanged."""
     record = output / RECORD
     output.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_suffix(f".{os.getpid()}.tmp")  # every process writes the same
-    temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    temporary.replace(record)
+    with replacing(record) as temporary:  # every process writes the same
+        temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")

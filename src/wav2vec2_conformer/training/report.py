@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
+
+from ..files import replacing
 
 __all__ = ["write_report"]
 
@@ -48,9 +49,8 @@ def write_report(path: Path, history: list[dict[str, Any]], diagnosis: str | Non
             axis.legend(fontsize=8)
     if diagnosis:
         figure.suptitle(diagnosis, fontsize=9, color="firebrick", wrap=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def is_group(name: str, key: str) -> bool:
