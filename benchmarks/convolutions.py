@@ -1,10 +1,11 @@
-"""Why the convolutions are two-dimensional, channels-last ones: three ways to compute the same thing.
+"""Why the convolutions are two-dimensional, channels-last ones, and the depthwise one has gradients of our own.
 
     python benchmarks/convolutions.py [--threads 2]
 
 Prints the median milliseconds of `conv1d` on the transposed tensor, of matrix products on strided views (one for each
-stride's worth of the kernel, since overlapping rows are no BLAS matrix), and of a channels-last `conv2d` of height 1;
-forward without gradients, and forward with backward.
+stride's worth of the kernel, since overlapping rows are no BLAS matrix), of a channels-last `conv2d` of height 1, and
+of the
+same with gradients of our own (`Depthwise`, `Strided`); forward without gradients, and forward with backward.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wav2vec2_conformer.modeling.convolution import Depthwise, Strided
 from wav2vec2_conformer.modeling.convolution import products as strided_products
 
 # (batch, positions, channels, kernel, stride, groups): two layers of the large feature encoder, one of a training
-# batch of a small model, and the depthwise convolution of the large model
-CASES = [(1, 48000, 512, 3, 2, 1), (1, 6000, 512, 2, 2, 1), (8, 16000, 192, 3, 2, 1), (1, 749, 1024, 31, 1, 1024)]
+# batch of a small model, and the depthwise convolutions of the large model and of a training batch of the base one
+CASES = [
+    (1, 48000, 512, 3, 2, 1),
+    (1, 6000, 512, 2, 2, 1),
+    (8, 16000, 192, 3, 2, 1),
+    (1, 749, 1024, 31, 1, 1024),
+    (5, 749, 768, 31, 1, 768),
+]
 
 
 def transposed(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
@@ -43,6 +51,11 @@ def channels_last(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor
     padding = weight.shape[2] // 2 if groups > 1 else 0
     image = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight.unsqueeze(2), None, (1, stride), (0, padding), 1, groups)
     return image.squeeze(2).transpose(1, 2)
+
+
+def own_gradients(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+    """The same as `channels_last`, with gradients of our own."""
+    return Depthwise.apply(x, weight, None) if groups > 1 else Strided.apply(x, weight, None, stride)
 
 
 def measure(call: Callable[[], object], rounds: int = 7) -> float:
@@ -71,7 +84,7 @@ def main() -> None:
         weight = (torch.randn(channels, channels // groups, kernel) * 0.02).requires_grad_()
         row: dict[str, object] = {"case": [batch, length, channels, kernel, stride, groups]}
         expected = transposed(x, weight, stride, groups)
-        for way in (transposed, products, channels_last):
+        for way in (transposed, products, channels_last, own_gradients):
             if groups > 1 and way is products:
                 continue
             torch.testing.assert_close(way(x, weight, stride, groups), expected, rtol=1e-3, atol=1e-4)

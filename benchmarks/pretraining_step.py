@@ -1,19 +1,22 @@
 """A whole pre-training step, ours against transformers: masks, forward, backward and AdamW, interleaved.
 
     python benchmarks/pretraining_step.py [--preset base] [--clips 5] [--seconds 15] [--rounds 3] [--threads 2]
+        [--bf16 ours|both]
     python benchmarks/pretraining_step.py --largest 16
-    python benchmarks/pretraining_step.py --device cuda --bf16 --preset large --clips 24 --peak-tflops 989
+    python benchmarks/pretraining_step.py --device cuda --bf16 both --preset large --clips 24 --peak-tflops 989
 
 Both sides have the model of a preset, the same initial weights (whose losses are compared first, in evaluation mode),
 the same clips, and fused AdamW. Each draws its own masks and negatives as its users do: transformers with numpy and a
 Python loop, ours with `sample_spans`, `thin_to_equal_counts` and `sample_negatives`. LayerDrop is off on both, so that
-every step does the same work; dropout is as in the preset.
+every step does the same work; dropout is as in the preset. `--bf16 ours` is what both do by default on a CPU that
+computes in bfloat16: `train pretraining` uses it there, and a loop around the transformers classes float32.
 
-Printed are medians over the rounds, each side's peak of memory (weights, gradients, optimizer and activations; what the
-other side holds meanwhile is taken out), the share of a step that drawing masks and negatives takes (training draws
-them in worker processes), and the floor: the floating-point operations of our step over the machine's matrix-product
-rate. `--largest` says instead how many clips each side's step can hold in so many GB. `--peak-tflops` is what the
-hardware's maker says, for the model FLOP utilisation. With the default sizes the other side takes a minute a step.
+The sides take turns, and each is made anew for its turn, so that each has all of the machine's memory. Printed are
+medians over the rounds, each side's peak of memory (weights, gradients, optimizer and activations), the share of a
+step that drawing masks and negatives takes (training draws them in worker processes), and the floor: the floating-point
+operations of our step, those that it does twice included, over the machine's matrix-product rate. `--largest` says
+instead how many clips each side's step can hold in so many GB. `--peak-tflops` is what the hardware's maker says, for
+the model FLOP utilisation. With the default sizes the other side takes more than a minute a step and 20 GB.
 """
 
 from __future__ import annotations
@@ -138,32 +141,41 @@ def counted_flops(side: Side, input_values: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
+def warm_side(name: str, fields: dict[str, Any], options: argparse.Namespace) -> Side:
+    """A side in training whose optimizer has its state."""
+    side = Side(name, fields, options.device, options.bf16 in (name, "both"))
+    side.model.train()
+    side.step(waveforms(1, 2.0, options.device))
+    return side
+
+
 def compare(options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
     """Medians of time and memory of both sides, their ratios, and the floor."""
     device = options.device
     torch.manual_seed(0)
-    sides = {name: Side(name, fields, device, options.bf16) for name in MODELS}
+    sides = {name: Side(name, fields, device, False) for name in MODELS}
     sides["ours"].model.load_state_dict(sides["theirs"].model.state_dict())
-    difference = loss_difference(sides, device)
-    short, clips = waveforms(1, 2.0, device), waveforms(options.clips, options.seconds, device)
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for side in sides.values():
-        side.model.train()
-        side.step(short)  # makes the optimizer's state
-        side.step(clips if device != "cpu" else short)
-        side.drawing.clear()
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in sides["ours"].model.parameters())}
+    found["relative difference of the loss"] = loss_difference(sides, device)
+    sides.clear()
+    clips = waveforms(options.clips, options.seconds, device)
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in MODELS}
     for _ in range(options.rounds):
-        for name, side in sides.items():
-            taken[name].append(measure(lambda s=side: s.step(clips), device))
-    drawing = {name: statistics.median(side.drawing) for name, side in sides.items()}
+        for name in MODELS:
+            side = warm_side(name, fields, options)
+            if device != "cpu":
+                side.step(clips)
+            side.drawing.clear()
+            measured = measure(lambda s=side: s.step(clips), device)
+            measured["megabytes in all"] = measured["megabytes"] + side.kept()
+            taken[name].append({**measured, "drawing": side.drawing[0]})
+            del side
     medians = {
         what: {name: statistics.median(value[what] for value in values) for name, values in taken.items()}
-        for what in ("seconds", "processor seconds", "megabytes")
+        for what in ("seconds", "processor seconds", "megabytes", "megabytes in all", "drawing")
     }
-    medians["megabytes in all"] = {name: medians["megabytes"][name] + side.kept() for name, side in sides.items()}
     audio = options.clips * options.seconds
-    found: dict[str, Any] = {"parameters": sum(p.numel() for p in sides["ours"].model.parameters())}
-    found["relative difference of the loss"] = difference
+    drawing = medians.pop("drawing")
     for what, values in medians.items():
         found[what] = {name: round(value, 3) for name, value in values.items()}
         found[what]["theirs / ours"] = round(values["theirs"] / values["ours"], 2)
@@ -172,12 +184,13 @@ def compare(options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, An
     found["share of the step that draws masks and negatives"] = {
         name: round(value / seconds[name], 5) for name, value in drawing.items()
     }
-    flops = counted_flops(sides["ours"], clips)
-    rate = matrix_rate(device, torch.bfloat16 if options.bf16 else torch.float32)
+    flops = counted_flops(warm_side("ours", fields, options), clips)
     found["TFLOP a step, ours"] = round(flops / 1e12, 3)
-    found["matrix GFLOP/s of the machine"] = round(rate / 1e9)
-    found["seconds of these products at this rate"] = round(flops / rate, 3)
-    found["share of it reached"] = {name: round(flops / rate / value, 3) for name, value in seconds.items()}
+    for dtype in (torch.float32, torch.bfloat16):
+        rate = matrix_rate(device, dtype)
+        name = str(dtype).removeprefix("torch.")
+        found[f"{name}: matrix GFLOP/s of the machine"] = round(rate / 1e9)
+        found[f"{name}: seconds of these products at this rate"] = round(flops / rate, 3)
     if options.peak_tflops:
         peak = options.peak_tflops * 1e12
         found["model FLOP utilisation"] = {name: round(flops / value / peak, 3) for name, value in seconds.items()}
@@ -188,9 +201,7 @@ def largest(options: argparse.Namespace, fields: dict[str, Any]) -> Iterator[dic
     """How many clips a step of each side can hold in `--largest` GB, tried one by one."""
     limit = options.largest * 1000**3 / 2**20
     for name in MODELS:
-        side = Side(name, fields, options.device, options.bf16)
-        side.model.train()
-        side.step(waveforms(1, 2.0, options.device))
+        side = warm_side(name, fields, options)
         used: list[float] = []
         while not used or used[-1] <= limit:
             clips = waveforms(len(used) + 1, options.seconds, options.device)
@@ -213,7 +224,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true", help="autocast on both sides")
+    parser.add_argument("--bf16", choices=("ours", "both"), help="which side runs under autocast")
     parser.add_argument("--peak-tflops", type=float, metavar="T", help="of the hardware, for the utilisation")
     parser.add_argument("--largest", type=float, metavar="GB", help="find the largest number of clips instead")
     options = parser.parse_args()

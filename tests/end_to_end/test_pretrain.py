@@ -60,6 +60,7 @@ def write_preset(path: Path, network: dict[str, Any] | None = None, **training: 
         "feature_penalty": 0.0,
         "feature_gradient_scale": 1.0,
         "do_normalize": True,
+        "bf16": False,
         "log_every": 1,
         "evaluate_every": 50,
         "workers": 0,

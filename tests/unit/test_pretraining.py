@@ -104,6 +104,7 @@ def settings(corpus: Path, tmp_path: Path) -> Make:
             "crop_seconds": 2.0,
             "least_seconds": 0.5,
             "do_normalize": True,
+            "bf16": False,
             "log_every": 1,
             "workers": 0,
         }
@@ -237,6 +238,13 @@ def test_the_command_line_goes_before_the_preset(
     given = {"updates": 30, "bf16": True, "learning_rate": 0.25}
     assert chosen == {**given, "seed": 5, "least_seconds": 0.5, "model": {"num_hidden_layers": 1}}
     assert record.keys() == PretrainingSettings.__dataclass_fields__.keys()
+
+    # Without a choice it is the machine's, and what it chose is what a continuation must find.
+    monkeypatch.setattr(module, "computes_bfloat16", lambda: True)
+    assert main([*command[:-1], str(tmp_path / "other"), "--preset", str(preset)]) == 2
+    assert json.loads((tmp_path / "other" / "training.json").read_text())["bf16"] is True
+    assert main([*command[:-1], str(tmp_path / "not"), "--preset", str(preset), "--no-bf16"]) == 2
+    assert json.loads((tmp_path / "not" / "training.json").read_text())["bf16"] is False
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,11 @@ def add_pretraining(tasks: Any) -> None:
     add("--schedule", metavar="NAME", help="linear, cosine or tri-stage")
     add("--feature-penalty", type=float, metavar="W", help="weight of the features' mean square")
     add("--clip", type=float, metavar="NORM", help="largest gradient norm; 0: as it is")
-    add("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
+    add(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="compute in bfloat16 where it is safe (if the device has instructions for it)",
+    )
     add("--gradient-checkpointing", action="store_true", help="compute activations twice instead of keeping them")
     add("--sync-batch-norm", action="store_true", help="batch statistics over all processes")
     add("--keep-going", action="store_true", help="do not stop where the collapse rule would")

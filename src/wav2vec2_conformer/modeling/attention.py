@@ -13,6 +13,7 @@ from ..configuration import Wav2Vec2ConformerConfig
 from .dropout import dropout
 from .linear import Linear
 from .positions import apply_rotary
+from .recompute import recomputed_by_clip
 
 # B batch, T frames, D hidden size, H heads, d head size
 
@@ -78,33 +79,45 @@ class SelfAttention(nn.Module):
         value = self._heads(self.linear_v(x))
 
         probability = self.dropout if self.training else 0.0
+        table = None
+        if self.position_embeddings_type == "relative":
+            table = self.linear_pos(cast(Tensor, positions))  # (2T, D)
         # On a CPU, torch has no fused kernel with dropout: its step-by-step one would run, with a slower dropout.
         stepwise = self.config._attn_implementation == "eager" or (probability > 0 and x.device.type == "cpu")
         attend = eager_attention if stepwise or output_attentions else fused_attention
-        if self.position_embeddings_type == "relative":
-            out, weights = self._relative(attend, query, key, value, cast(Tensor, positions), frame_mask, probability)
+        weights = None
+        if stepwise and not output_attentions:
+            # More than half of what a step of a base-sized model would keep are scores and weights.
+            def outputs(*inputs: Tensor) -> Tensor:  # of some clips
+                return self._attend(attend, table, probability, *inputs)[0]
+
+            size = query.numel() // self.head_size * query.shape[2] * query.itemsize
+            inputs = (query, key, value, frame_mask)
+            out = recomputed_by_clip(outputs, *inputs, size=size, random=probability > 0)
         else:
-            out, weights = attend(query, key, value, exclude_padding(None, frame_mask, query), probability)
+            out, weights = self._attend(attend, table, probability, query, key, value, frame_mask)
         out = self.linear_out(out.transpose(1, 2).flatten(2))  # (B, T, D)
         return out, weights if output_attentions else None
 
     def _heads(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, H, T, d)
         return x.view(*x.shape[:2], self.heads, self.head_size).transpose(1, 2)
 
-    def _relative(
+    def _attend(
         self,
         attend: Attend,
+        table: Tensor | None,
+        probability: float,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        table: Tensor,
-        frame_mask: Tensor | None,
-        probability: float,
+        frame_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention with scores by distance: (B, H, T, d) scaled queries and the (2T, D) table of distances."""
+        """Attention of (B, H, T, d) scaled queries, with scores by distance where the (2T, D) table is given."""
+        if table is None:
+            return attend(query, key, value, exclude_padding(None, frame_mask, query), probability)
         scale, frames = self.head_size**-0.5, query.shape[2]
-        projected = self.linear_pos(table).view(2 * frames, self.heads, self.head_size).permute(1, 2, 0)  # (H, d, 2T)
-        content, position = (query + (u * scale)[:, None] for u in (self.pos_bias_u, self.pos_bias_v))
+        projected = table.view(2 * frames, self.heads, self.head_size).permute(1, 2, 0)  # (H, d, 2T)
+        content, position = (query + (u * scale)[:, None].to(query.dtype) for u in (self.pos_bias_u, self.pos_bias_v))
         whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
         outs, weights = [], []
         for first in [0] if whole else range(0, frames, BLOCK):

@@ -21,6 +21,7 @@ from .language_adapter import LanguageAdapter
 from .linear import Linear, linear
 from .outputs import StateSelection, selected_states
 from .positions import build_conv_positions, build_positions
+from .recompute import recomputed
 
 # B batch, T frames, D hidden size, H heads, L blocks
 
@@ -39,8 +40,14 @@ class FeedForward(nn.Module):
         self.output_dropout = Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        x = self.intermediate_dropout(self.activation(self.intermediate_dense(x)))
-        return cast(Tensor, self.output_dropout(self.output_dense(x)))
+        x = self.intermediate_dense(x)
+        dropping = self.training and self.intermediate_dropout.p > 0
+        return cast(
+            Tensor, self.output_dropout(recomputed(self._activated, x, size=x.numel() * x.itemsize, random=dropping))
+        )
+
+    def _activated(self, x: Tensor) -> Tensor:  # (B, T, intermediate size) -> (B, T, D)
+        return cast(Tensor, self.output_dense(self.intermediate_dropout(self.activation(x))))
 
 
 class ConvolutionModule(nn.Module):

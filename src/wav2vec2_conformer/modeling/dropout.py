@@ -26,7 +26,8 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     levels = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform over all 65536 values
     kept = (levels >= drop - LEVELS // 2).to(x.dtype)
-    return x * kept.mul_(LEVELS / (LEVELS - drop))
+    # Scaled afterwards, since half precision would round the scale itself, always to the same side.
+    return (x * kept).mul_(LEVELS / (LEVELS - drop))
 
 
 class Dropout(nn.Dropout):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -12,6 +14,7 @@ from ..lengths import conv_layers, conv_length, feature_lengths, frame_mask, rec
 from .activation import Activation
 from .convolution import convolve
 from .dropout import Dropout
+from .recompute import recomputed_by_clip
 
 # B batch, N samples, T frames, C conv channels, D hidden size
 
@@ -41,7 +44,7 @@ class TimeGroupNorm(nn.GroupNorm):
             mean = torch.where(valid, x, 0).sum(dim=1, keepdim=True) / count
             variance = torch.where(valid, x - mean, 0).square().sum(dim=1, keepdim=True) / count
         scale = self.weight * torch.rsqrt(variance + self.eps)  # (B, 1, C)
-        return torch.addcmul(self.bias - mean * scale, x, scale)
+        return torch.addcmul((self.bias - mean * scale).to(x.dtype), x, scale.to(x.dtype))
 
 
 class ConvLayer(nn.Module):
@@ -61,7 +64,14 @@ class ConvLayer(nn.Module):
         self.activation = Activation(config.feat_extract_activation)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # (B, T_in, C_in) -> (B, T, C)
-        x = convolve(self.conv, x, stride=self.stride)
+        return self.activate(self.convolve(x), lengths)
+
+    def convolve(self, x: Tensor) -> Tensor:  # (B, T_in, C_in) -> (B, T, C)
+        """The convolution alone."""
+        return convolve(self.conv, x, stride=self.stride)
+
+    def activate(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # (B, T, C) -> (B, T, C)
+        """Norm and activation of the convolution's output; `lengths` (B,) are the waveforms' samples."""
         if isinstance(self.layer_norm, TimeGroupNorm):
             mask = None
             if lengths is not None:
@@ -106,9 +116,22 @@ class FeatureEncoder(nn.Module):
         return torch.cat(blocks, dim=1)
 
     def _convolve(self, x: Tensor, lengths: Tensor | None) -> Tensor:  # (B, N, 1) -> (B, T, C)
-        for index, layer in enumerate(self.conv_layers):
-            x = layer(x, lengths if index == 0 else None)
-        return x
+        layers = cast(list[ConvLayer], list(self.conv_layers))
+        if not torch.is_grad_enabled():
+            for index, layer in enumerate(layers):
+                x = layer(x, lengths if index == 0 else None)
+            return x
+        x = layers[0].convolve(x)
+        for index, (layer, following) in enumerate(pairwise(layers)):
+            # The outputs of the convolutions are kept for the gradients, and what lies between them is not.
+            step = partial(activate_and_convolve, layer, following)
+            x = recomputed_by_clip(step, x, lengths if index == 0 else None, size=x.numel() * x.itemsize)
+        return layers[-1].activate(x, lengths if len(layers) == 1 else None)
+
+
+def activate_and_convolve(layer: ConvLayer, following: ConvLayer, x: Tensor, lengths: Tensor | None) -> Tensor:
+    """From the output of one layer's convolution to the output of the next one's."""
+    return following.convolve(layer.activate(x, lengths))
 
 
 class FeatureProjection(nn.Module):

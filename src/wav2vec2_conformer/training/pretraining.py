@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from ..modeling.masking import sample_spans, thin_to_equal_counts
 from ..modeling.negatives import sample_negatives
 from ..modeling.outputs import PretrainingStatistics
 from .collapse import CollapseMonitor
+from .precision import computes_bfloat16
 from .presets import Preset, load_preset
 from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
@@ -75,7 +76,8 @@ class PretrainingSettings:
         weight_decay: of AdamW, whose betas are 0.9 and 0.98 and epsilon 1e-6.
         clip: largest gradient norm; 0: as it is.
         do_normalize: whether each recording gets zero mean and unit variance; the model's users must do the same.
-        bf16: whether to compute in bfloat16 where it is safe (losses stay float32).
+        bf16: whether to compute in bfloat16 where it is safe (losses stay float32); `None`: where the device has
+            instructions for it.
         gradient_checkpointing: whether to compute activations twice instead of keeping them.
         sync_batch_norm: whether batch norms use the statistics of all processes' micro-batches together.
         keep_going: whether to go on where the collapse rule would stop.
@@ -108,7 +110,7 @@ class PretrainingSettings:
     weight_decay: float = 0.01
     clip: float = 0.0
     do_normalize: bool = False
-    bf16: bool = False
+    bf16: bool | None = None
     gradient_checkpointing: bool = False
     sync_batch_norm: bool = False
     keep_going: bool = False
@@ -338,6 +340,8 @@ def train_pretraining(
     Raises:
         ValueError: settings or data that cannot work, found before anything is computed.
     """
+    if settings.bf16 is None:
+        settings = replace(settings, bf16=computes_bfloat16())
     set_seed(settings.seed)
     output = Path(settings.output)
     checkpoint = None if dry_run else prepare_output(output, settings, resume)
@@ -513,8 +517,11 @@ def describe(
     parameters = sum(p.numel() for p in model.parameters())
     # Weights, gradients and two moments of AdamW in float32; the activations by what one crop keeps for its gradient.
     fixed = 16 * parameters
-    kept = activation_bytes(model, {name: value[:1] for name, value in batch.items() if isinstance(value, Tensor)})
+    crop = {name: value[:1] for name, value in batch.items() if isinstance(value, Tensor)}
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(settings.bf16)):
+        kept = activation_bytes(model, crop)
     activations = kept * batch["input_values"].shape[0]
+    say(f"precision: {'bfloat16 with float32 losses' if settings.bf16 else 'float32'}")
     say(f"model: {parameters / 1e6:.1f} million parameters")
     say(f"data: {len(recordings)} recordings, {hours:.2f} h an epoch in crops of up to {settings.crop_seconds:g} s")
     say(
@@ -557,7 +564,7 @@ def training_arguments(settings: PretrainingSettings, output: Path) -> TrainingA
         adam_beta2=0.98,
         adam_epsilon=1e-6,
         max_grad_norm=settings.clip,
-        bf16=settings.bf16,
+        bf16=bool(settings.bf16),
         eval_strategy="steps",  # without a development set, the model is then written
         save_strategy="steps",
         eval_steps=settings.evaluate_every,

@@ -22,7 +22,12 @@ __all__ = ["check_settings", "prepare_output", "record_settings"]
 logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
-KINDS = {"int": ("a whole number", Integral), "float": ("a number", Real), "bool": ("true or false", bool)}
+KINDS: dict[str, tuple[str, Any]] = {
+    "int": ("a whole number", Integral),
+    "float": ("a number", Real),
+    "bool": ("true or false", bool),
+    "bool | None": ("true or false", (bool, type(None))),
+}
 # What may differ between a run and its continuation.
 FREE = ("workers", "output", "cache_gb", "keep_going")
 
@@ -41,7 +46,7 @@ def check_settings(
     for field in fields(settings):
         value = getattr(settings, field.name)
         what, kind = KINDS.get(str(field.type), ("", object))
-        if not isinstance(value, kind) or (isinstance(value, bool) and what and kind is not bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Integral, Real)):
             raise ValueError(f"`{field.name}` must be {what}, got {value!r}")
     for names, bound in ((above_zero, "above 0"), (at_least_zero, "at least 0")):
         for name in names:

@@ -1,0 +1,61 @@
+"""Large intermediate results that are computed twice instead of kept for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# B batch
+
+__all__ = ["recomputed", "recomputed_by_clip"]
+
+# What is smaller is kept: computing it twice would cost small models 10 % of a step and save them little.
+LARGE = 16 * 2**20  # bytes
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, size: int, random: bool = False) -> Tensor:
+    """Return `function(*inputs)`; of large results only the inputs are kept, and the backward pass computes them again.
+
+    The second call ends where the last result that the gradients need is there: a convolution or linear layer at the
+    end of `function` is not run again, for its gradients need its input and not its output. Where no gradient is
+    wanted, in compiled graphs and on other devices than a CPU, this is a plain call.
+
+    Args:
+        function: reads what needs gradients from its arguments or from modules.
+        inputs: its arguments, the first one a tensor.
+        size: bytes that the results between its inputs and its output take.
+        random: whether it draws random numbers; the second call draws the same.
+    """
+    if is_kept(inputs[0], size):
+        return function(*inputs)
+    out: Tensor = checkpoint(
+        function, *inputs, use_reentrant=False, preserve_rng_state=random, determinism_check="none"
+    )
+    return out
+
+
+def recomputed_by_clip(
+    function: Callable[..., Tensor], *inputs: Tensor | None, size: int, random: bool = False
+) -> Tensor:
+    """The same for a function of (B, ...) tensors that treats each row alone: some rows at a time.
+
+    So the results that exist at once in the backward pass, too, stay below `LARGE` or are one row's.
+    """
+    if is_kept(inputs[0], size):
+        return function(*inputs)
+    rows = cast(Tensor, inputs[0]).shape[0]
+    together = max(1, LARGE * rows // size)
+    starts = range(0, rows, together)
+    parts = ([None if x is None else x[start : start + together] for x in inputs] for start in starts)
+    return torch.cat([recomputed(function, *part, size=LARGE, random=random) for part in parts])
+
+
+def is_kept(x: Tensor | None, size: int) -> bool:
+    """Whether results of `size` bytes that depend on `x` are not computed twice."""
+    if x is None or x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return True
+    return size < LARGE

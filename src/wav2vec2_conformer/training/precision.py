@@ -1,0 +1,16 @@
+"""Which number formats this machine computes in."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["computes_bfloat16"]
+
+
+def computes_bfloat16() -> bool:
+    """Whether the device that a training uses has instructions for bfloat16, which are then twice as fast or more."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if torch.accelerator.is_available():  # Apple's GPUs: memory is saved, but no time
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,93 @@
+"""The convolutions on (B, T, C): values and gradients are those of `conv1d`."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wav2vec2_conformer.modeling import convolution
+from wav2vec2_conformer.modeling.convolution import Depthwise, Strided, conv1d_channels_last
+
+
+@pytest.fixture(autouse=True)
+def gradients_of_our_own_for_small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "SMALLEST_WEIGHT", 0)
+    monkeypatch.setattr(convolution, "SMALLEST_DEPTHWISE", 0)
+
+
+def operands(clips: int, length: int, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(clips, length, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 1, kernel, dtype=torch.float64, requires_grad=True)
+    return x, weight, torch.randn(6, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("clips", [1, 3])
+@pytest.mark.parametrize("length", [1, 2, 5, 40])
+@pytest.mark.parametrize("kernel", [1, 3, 15])
+def test_the_depthwise_convolution_is_conv1d_also_for_clips_shorter_than_its_kernel(
+    clips: int, length: int, kernel: int
+) -> None:
+    x, weight, bias = operands(clips, length, kernel)
+    out = conv1d_channels_last(x, weight, bias, padding=kernel // 2, groups=6)
+    assert out.grad_fn is not None
+    assert out.grad_fn.name() == "DepthwiseBackward"
+    expected = F.conv1d(x.transpose(1, 2), weight, bias, padding=kernel // 2, groups=6).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
+    same_gradients(out, expected, (x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "length"), [(3, 2, 21), (2, 2, 8), (5, 2, 5), (4, 3, 20), (2, 5, 30), (3, 1, 9)]
+)
+def test_the_strided_convolution_is_conv1d(kernel: int, stride: int, length: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, length, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4, kernel, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    out = conv1d_channels_last(x, weight, bias, stride=stride)
+    assert out.grad_fn is not None
+    assert out.grad_fn.name() == "StridedBackward"
+    expected = F.conv1d(x.transpose(1, 2), weight, bias, stride=stride).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
+    same_gradients(out, expected, (x, weight, bias))
+
+
+def same_gradients(out: Tensor, expected: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    gradient = torch.randn_like(out)
+    for ours, theirs in zip(
+        torch.autograd.grad(out, inputs, gradient), torch.autograd.grad(expected, inputs, gradient), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_have_gradients_and_work_under_functional_transforms() -> None:
+    x, weight, bias = operands(2, 9, 5)
+    assert torch.autograd.gradgradcheck(Depthwise.apply, (x, weight, bias))
+    wide = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, weight: Strided.apply(x, weight, None, 2), (x, wide))
+
+    def energy(kernel: Tensor) -> Tensor:
+        return conv1d_channels_last(x, kernel, padding=2, groups=6).square().sum()
+
+    (expected,) = torch.autograd.grad(energy(weight), weight)
+    torch.testing.assert_close(torch.func.grad(energy)(weight.detach()), expected)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(15, 1, 6), (3, 2, 1)])
+def test_under_autocast_gradients_come_in_the_types_of_the_weights(kernel: int, stride: int, groups: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 50, 6, requires_grad=True)
+    weight, bias = torch.randn(6, 6 // groups, kernel, requires_grad=True), torch.randn(6, requires_grad=True)
+    given = {"stride": stride, "groups": groups, "padding": kernel // 2 if groups > 1 else 0}
+    exact = conv1d_channels_last(x, weight, bias, **given)
+    gradient = torch.randn_like(exact)
+    expected = torch.autograd.grad(exact, (x, weight, bias), gradient)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = conv1d_channels_last(x, weight, bias, **given)
+    assert rounded.dtype == torch.bfloat16
+    for ours, theirs in zip(
+        torch.autograd.grad(rounded, (x, weight, bias), gradient.bfloat16()), expected, strict=True
+    ):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
