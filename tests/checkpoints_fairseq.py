@@ -11,7 +11,7 @@ import collections
 import math
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,16 +89,18 @@ def weights(
     kind: str = "wav2vec2",
     convolutions: tuple[tuple[int, int, int], ...] = CONVOLUTIONS,
     seed: int = 0,
+    draw: Callable[..., Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """A state dict of fairseq's, with numbers large enough that every part of the network matters."""
+    """A state dict of fairseq's, with numbers large enough that every part of the network matters.
+
+    `draw(*shape)` gives numbers of mean 0 and variance 1; by default they are normal ones of `seed`.
+    """
     generator = torch.Generator().manual_seed(seed)
+    draw = draw or (lambda *shape: torch.randn(shape, generator=generator))
     found: dict[str, Tensor] = collections.OrderedDict()
     network = "w2v_encoder.w2v_model." if kind == "wav2vec_ctc" else ""
     width, inner = settings["encoder_embed_dim"], settings["encoder_ffn_embed_dim"]
     heads, kernel = settings["encoder_attention_heads"], settings["depthwise_conv_kernel_size"]
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
 
     def dense(key: str, outputs: int, *inputs: int, bias: bool = True, gain: float = 1.2) -> None:
         found[f"{key}.weight"] = gain * draw(outputs, *inputs) / math.sqrt(math.prod(inputs))

@@ -53,4 +53,4 @@ python $here/average.py --output $work/model $work/last4 "$(last $work/phase5)"
 cp $work/model/{config.json,model.safetensors} src/wav2vec2_conformer/assets/default/
 cp $work/phase5/{processor_config.json,tokenizer_config.json,vocab.json} src/wav2vec2_conformer/assets/default/
 python $here/evaluate.py $work/data/{digits-held-out,an4-held-out,joined-held-out,an4-dev,librispeech-dev}.jsonl
-python $here/plot.py --output $here/curves.png $work/phase1 $work/phase2 $work/phase3 $work/phase4 $work/phase5
+python recipes/plot.py --output $here/curves.png $work/phase1 $work/phase2 $work/phase3 $work/phase4 $work/phase5

@@ -11,11 +11,17 @@ python $here/prepare.py --data "$data" --output $work/data
 wav2vec2-conformer train pretraining --preset tiny --train $work/data/unlabelled.jsonl --dev $work/data/dev.jsonl \
     --output $work/model --evaluate-every 500 --cache-gb 1.6
 
-for labels in 10min:40 1h:10; do
+# The released recipes fine-tune so, too: the convolutions stay as they are, and many frames are masked. The model from
+# scratch is the same network with the masks that suit one that starts from nothing, and all of it learns.
+for labels in 10min:30 1h:8; do
     name=${labels%:*} epochs=${labels#*:}
     common=(--train $work/data/labelled-$name.jsonl --dev $work/data/dev.jsonl --batch-seconds 40 --epochs "$epochs"
-        --learning-rate 1e-3 --warmup 0.1 --clip 2 --cache-gb 0.5)
-    wav2vec2-conformer train ctc "${common[@]}" --init $work/model --output $work/pretrained-$name
-    # the same network, with the masks that suit a model that starts from nothing
+        --learning-rate 1e-3 --warmup 0.1 --clip 2 --cache-gb 0.5 --evaluate-every 150)
+    wav2vec2-conformer train ctc "${common[@]}" --init $work/model --freeze-feature-encoder \
+        --output $work/pretrained-$name
     wav2vec2-conformer train ctc "${common[@]}" --config recipes/default-model/config.json --output $work/scratch-$name
+done
+cp $work/model/report.png $here/pretraining.png
+for name in 10min 1h; do
+    python recipes/plot.py --over-one-another --output $here/curves-$name.png $work/pretrained-$name $work/scratch-$name
 done

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .audio import AudioError
     from .auto import AutoRegistration, register_auto_classes, unregister_auto_classes
     from .configuration import Wav2Vec2ConformerConfig
+    from .inspection import Inspection, inspect_model
     from .modeling import (
         Wav2Vec2ConformerForAudioFrameClassification,
         Wav2Vec2ConformerForCTC,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AudioError",
     "AutoRegistration",
+    "Inspection",
     "Transcriber",
     "Transcript",
     "Wav2Vec2ConformerConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "Wav2Vec2ConformerForXVector",
     "Wav2Vec2ConformerModel",
     "Wav2Vec2ConformerPreTrainedModel",
+    "inspect_model",
     "register_auto_classes",
     "unregister_auto_classes",
 ]
@@ -42,6 +45,7 @@ __all__ = [
 HOMES = {
     "AudioError": "audio",
     "AutoRegistration": "auto",
+    "Inspection": "inspection",
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "Wav2Vec2ConformerConfig": "configuration",
@@ -53,6 +57,7 @@ HOMES = {
     "Wav2Vec2ConformerForXVector": "modeling",
     "Wav2Vec2ConformerModel": "modeling",
     "Wav2Vec2ConformerPreTrainedModel": "modeling",
+    "inspect_model": "inspection",
     "register_auto_classes": "auto",
     "unregister_auto_classes": "auto",
 }

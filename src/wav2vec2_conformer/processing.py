@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 from transformers.utils.hub import cached_file
 
-__all__ = ["DEFAULT_MODEL", "load_processor", "normalizes"]
+__all__ = ["DEFAULT_MODEL", "load_processor", "model_name", "normalizes"]
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
+HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
+
+
+def model_name(model: str | os.PathLike[str] | None) -> str:
+    """A folder or Hub id as text, for `from_pretrained`; of `None`, the small English model of the package.
+
+    Raises:
+        ValueError: it is neither a folder nor a Hub id.
+    """
+    name = str(DEFAULT_MODEL if model is None else model)
+    if not (name and Path(name).exists()) and not HUB_ID.fullmatch(name):
+        raise ValueError(f"{name!r}: no such folder, and no Hub id, which looks like `owner/model`")
+    return name
 
 
 def normalizes(model: str) -> bool | None:

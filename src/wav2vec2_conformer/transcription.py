@@ -7,7 +7,6 @@ logits are stitched where both sides hear a pause.
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from .data import normalize_waveform
 from .decoding import best_path
 from .lengths import frames_of, samples_a_frame
 from .modeling import Wav2Vec2ConformerForCTC
-from .processing import DEFAULT_MODEL, load_processor
+from .processing import DEFAULT_MODEL, load_processor, model_name
 
 # B batch, N samples, T frames, V vocabulary
 
@@ -34,8 +33,6 @@ __all__ = ["DEFAULT_MODEL", "Transcriber", "Transcript", "default_device"]
 WINDOW = 30.0  # seconds
 OVERLAP = 6.0  # seconds that neighbouring windows share; they are joined inside its middle half
 PAUSE = 0.3  # seconds over which a pause is sought
-
-HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 
 Source = AudioSource | NDArray[Any]
 
@@ -128,9 +125,7 @@ class Transcriber:
             OSError: there is no such model on the Hub, or it cannot be reached.
         """
         device = usable_device(device or default_device())  # before anything is loaded
-        name = str(DEFAULT_MODEL if model is None else model)
-        if not (name and Path(name).exists()) and not HUB_ID.fullmatch(name):
-            raise ValueError(f"{name!r}: no such folder, and no Hub id, which looks like `owner/model`")
+        name = model_name(model)
         network, info = Wav2Vec2ConformerForCTC.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, target_lang=target_lang
         )

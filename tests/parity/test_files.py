@@ -217,6 +217,77 @@ def test_ctc_checkpoint_into_base(writer: Any, tmp_path: Path) -> None:
     assert_equal(load_file(tmp_path / "base" / "model.safetensors"), base.state_dict())
 
 
+# Every layout that is published
+
+
+def store(folder: Path, state: dict[str, Tensor], files: str) -> None:
+    """Write a state dict as one or two files of safetensors or pickles."""
+    name, kind = ("model", "safetensors") if "safetensors" in files else ("pytorch_model", "bin")
+    if "several" not in files:
+        parts = {f"{name}.{kind}": state}
+    else:
+        keys = sorted(state)
+        halves = keys[: len(keys) // 2], keys[len(keys) // 2 :]
+        parts = {
+            f"{name}-0000{n}-of-00002.{kind}": {key: state[key] for key in half} for n, half in enumerate(halves, 1)
+        }
+        places = {key: file for file, part in parts.items() for key in part}
+        size = sum(tensor.nbytes for tensor in state.values())
+        index = {"metadata": {"total_size": size}, "weight_map": places}
+        (folder / f"{name}.{kind}.index.json").write_text(json.dumps(index))
+    for file, part in parts.items():
+        if kind == "safetensors":
+            save_file(part, folder / file, metadata={"format": "pt"})
+        else:
+            torch.save(part, folder / file)
+
+
+OLD_NAMES = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+# What config.json of transformers 4.x says beside the fields, inert ones included.
+FROM_4 = {
+    "_name_or_path": "/scratch/model",
+    "torch_dtype": "float32",
+    "transformers_version": "4.19.0.dev0",
+    "do_stable_layer_norm": True,
+    "feat_extract_dropout": 0.0,
+    "hidden_dropout_prob": 0.1,
+    "gradient_checkpointing": False,
+    "num_feat_extract_layers": 3,
+}
+
+
+@pytest.mark.parametrize("files", ["safetensors", "several safetensors", "bin", "several bin"])
+@pytest.mark.parametrize("weight_norm", ["weight_g", "parametrizations"])
+@pytest.mark.parametrize("version", ["4", "5"])
+@pytest.mark.parametrize("source", ["bare", "prefixed", "ctc"])
+def test_every_layout_comes_in(source: str, version: str, weight_norm: str, files: str, tmp_path: Path) -> None:
+    """A base model with and without the prefix, and one with a head; into the base model and, with a head, into CTC."""
+    theirs = their_model("rotary")
+    whole = theirs.state_dict()
+    base = {key.removeprefix(PREFIX): tensor for key, tensor in whole.items() if key.startswith(PREFIX)}
+    state = {"bare": base, "prefixed": {PREFIX + key: tensor for key, tensor in base.items()}, "ctc": whole}[source]
+    theirs.config.architectures = ["Wav2Vec2ConformerForCTC" if source == "ctc" else "Wav2Vec2ConformerModel"]
+    theirs.config.save_pretrained(tmp_path)
+    if version == "4":
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "dtype"} | FROM_4))
+    if weight_norm == "weight_g":
+        for new, old in OLD_NAMES.items():
+            state = {key.replace(new, old): tensor for key, tensor in state.items()}
+        assert sum("weight_g" in key or "weight_v" in key for key in state) == 2
+    store(tmp_path, {key: tensor.clone() for key, tensor in state.items()}, files)
+    ours, info = Wav2Vec2ConformerModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert source == "ctc" or not info["unexpected_keys"]
+    assert_equal(ours.state_dict(), base)
+    with_head, info = Wav2Vec2ConformerForCTC.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == (set() if source == "ctc" else {"lm_head.weight", "lm_head.bias"})
+    assert not info["unexpected_keys"]
+    assert_equal(with_head.wav2vec2_conformer.state_dict(), base)
+    if source == "ctc":
+        assert relative_difference(logits(with_head), logits(theirs.eval())) < 1e-5
+
+
 # What a file may lack, and what it may not
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from ..configuration import Wav2Vec2ConformerConfig
 from ..data.vocabulary import build_processor
+from ..files import check_vacant, new_folder
 from ..modeling import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerForPreTraining
 from .fairseq_dictionary import read_dictionary, stored_dictionary, vocabulary
 from .fairseq_keys import BARE_PREFIX, CTC_PREFIX, dropped_because, fairseq_keys
@@ -253,22 +252,12 @@ def convert_fairseq(
         ValueError: with the file and the problem.
     """
     target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target}: already there; name a folder that does not exist yet")
+    check_vacant(target)
     with FairseqCheckpoint(path) as checkpoint:
         tokens = tokens_of(checkpoint, dictionary)
         weights, dropped = checkpoint.read_weights()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".incomplete", dir=target.parent))
-        try:
+        with new_folder(target) as folder:
             write_model(folder, checkpoint, weights, tokens)
-            folder.chmod(0o777 & ~current_umask())
-            if target.exists():
-                target.rmdir()
-            os.replace(folder, target)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
         return Conversion(target, MODELS[checkpoint.kind].__name__, len(weights), dropped)
 
 
@@ -299,10 +288,3 @@ def write_model(
     checkpoint.config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "fairseq_recipe.json").write_text(json.dumps(checkpoint.recipe, indent=2) + "\n", encoding="utf-8")
-
-
-def current_umask() -> int:
-    """The permissions that new files do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from . import convert, train, transcribe
+from . import convert, export, inspect, train, transcribe
 
 __all__ = ["main"]
 
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"wav2vec2-conformer {version('wav2vec2-conformer')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (transcribe, train, convert):
+    for command in (transcribe, train, convert, export, inspect):
         command.add_parser(commands)
     return parser
 

@@ -289,7 +289,9 @@ class PretrainingTrainer(SpeechTrainer):
         if "loss" in logs:
             logs |= self.totals.take(self.accelerator.reduce)
             logs["temperature"] = self.settings.temperature(max(0, self.state.global_step - 1))
-            logs["masked_share"] = self.masked / max(1, self.frames)
+            counts = torch.tensor([self.masked, self.frames], device=self.args.device)
+            masked, frames = self.accelerator.reduce(counts, reduction="sum").tolist()
+            logs["masked_share"] = masked / max(1, frames)
             self.frames = self.masked = 0
         super().log(logs, start_time)
 

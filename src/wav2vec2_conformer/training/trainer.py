@@ -216,7 +216,8 @@ class SpeechTrainer(Trainer):
             passed = max(now - self.clock, 1e-9)
             logs["speed"] = self.seconds_seen * self.accelerator.num_processes / passed
             logs["waiting"] = self.waited / passed
-            logs["skipped_utterances"] = float(self.skipped_utterances)
+            skipped = torch.tensor(self.skipped_utterances, device=self.args.device)
+            logs["skipped_utterances"] = float(self.accelerator.reduce(skipped, reduction="sum"))
             logs["skipped_steps"] = float(self.skipped_steps)
             self.seconds_seen, self.waited, self.clock = 0.0, 0.0, now
         super().log(logs, start_time)

@@ -1,6 +1,6 @@
-"""Draw the curves of trainings, one after the other, from their TensorBoard logs.
+"""Draw the curves of trainings by CTC, one after the other or one over the other, from their TensorBoard logs.
 
-python recipes/default-model/plot.py --output recipes/default-model/curves.png RUN [RUN ...]
+python recipes/plot.py --output curves.png [--over-one-another] RUN [RUN ...]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
     """Write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--over-one-another", action="store_true", help="each from step 0, to compare them")
     parser.add_argument("runs", nargs="+", type=Path)
     options = parser.parse_args()
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
@@ -50,7 +51,7 @@ def main() -> None:
             axis.set_title(title)
             axis.set_xlabel("step")
             axis.grid(alpha=0.3)
-        offset += last
+        offset += 0 if options.over_one_another else last
     axes[0].set_yscale("log")
     figure.savefig(options.output, dpi=110)
 

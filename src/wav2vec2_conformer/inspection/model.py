@@ -1,0 +1,285 @@
+"""What a model is: its size, head, letters, speed and pitfalls."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import Wav2Vec2Processor
+
+from ..audio import SAMPLE_RATE
+from ..auto import MODELS
+from ..checkpoints.stored_weights import StoredWeights, is_fairseq, read_json
+from ..checkpoints.torch_file import TorchFile
+from ..configuration import Wav2Vec2ConformerConfig
+from ..lengths import conv_layers, receptive_field, samples_a_frame
+from ..modeling import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerForPreTraining, Wav2Vec2ConformerModel
+from ..modeling.unused import seal_unused
+from ..processing import load_processor, model_name, normalizes
+from .pitfalls import Pitfall, processor_pitfalls, training_pitfalls, weight_pitfalls
+from .speed import Speed, estimate_speed
+
+__all__ = ["Inspection", "Vocabulary", "inspect_model"]
+
+ARCHITECTURES: dict[str, Any] = {model.__name__: model for model in MODELS.values()}
+WITHOUT_LABELS = (Wav2Vec2ConformerModel, Wav2Vec2ConformerForPreTraining, Wav2Vec2ConformerForCTC)
+PRECISIONS = ("float32", "bfloat16", "float16")
+DEEPEST = 1000  # layers of a network that is looked at; the large models have 31
+MOST_LABELS = 2**20
+CARD_START = 2**16  # characters of README.md in which its front matter must end
+LICENCE = re.compile(r"^license:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+ADAPTER = re.compile(r"adapter\.([A-Za-z0-9][A-Za-z0-9_-]*)\.(safetensors|bin)")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the columns of a CTC model's logits mean.
+
+    Args:
+        size: number of tokens.
+        characters: those that are written as they are, in the order of their columns.
+        special_tokens: padding, beginning, end and unknown, likewise.
+        blank: the token of the blank's column; `None` where that column has none.
+        word_delimiter: the token that stands for a space.
+    """
+
+    size: int
+    characters: tuple[str, ...]
+    special_tokens: tuple[str, ...]
+    blank: str | None
+    word_delimiter: str | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model is.
+
+    Args:
+        path: its folder.
+        architecture: the class that it was saved from, which says the head.
+        parameters: numbers that training changes.
+        buffers: numbers beside them that the network uses: batch-norm statistics, rotary frequencies.
+        unused: numbers that files carry and the network never uses.
+        blocks: conformer blocks.
+        width: of the blocks.
+        vocab_size: columns of a CTC head, else `None`.
+        num_labels: classes of a classifying head, else `None`.
+        position_embeddings: `"relative"`, `"rotary"`, `"convolutional"` or `None`.
+        feature_extractor_norm: `"group"` or `"layer"`.
+        encoder_layer_norm: `"after"` the blocks or `"before"` them.
+        do_normalize: whether waveforms are normalised; `None` where no file says it.
+        frames_per_second: of the output.
+        receptive_field_ms: milliseconds of audio that the feature encoder sees for a frame.
+        vocabulary: of the tokenizer; `None` where there is none.
+        languages: whose adapters lie in the folder.
+        licence: by the front matter of README.md.
+        files: names of the files with weights.
+        stored: type, such as `"float32"` -> numbers that are stored in it.
+        memory: type -> bytes that the weights take when the model is loaded in it.
+        speed: an estimate for this machine's CPU; `None` where it would take too long to make, or no clip can be run.
+        pitfalls: what is wrong or easily overlooked.
+    """
+
+    path: Path
+    architecture: str
+    parameters: int
+    buffers: int
+    unused: int
+    blocks: int
+    width: int
+    vocab_size: int | None
+    num_labels: int | None
+    position_embeddings: str | None
+    feature_extractor_norm: str
+    encoder_layer_norm: str
+    do_normalize: bool | None
+    frames_per_second: float
+    receptive_field_ms: float
+    vocabulary: Vocabulary | None
+    languages: tuple[str, ...]
+    licence: str | None
+    files: tuple[str, ...]
+    stored: dict[str, int]
+    memory: dict[str, int]
+    speed: Speed | None
+    pitfalls: tuple[Pitfall, ...]
+
+
+def inspect_model(model: str | Path | None = None) -> Inspection:
+    """Say what a model is by its small files and the headers of the large ones; nothing is downloaded or executed.
+
+    Args:
+        model: a folder, or the Hub id of a model that has been downloaded before; `None`: the small English model that
+            comes with the package.
+
+    Raises:
+        ValueError: with the file's name: no model, one of another kind, or a damaged or truncated file.
+    """
+    folder = find_folder(model)
+    config = read_config(folder / "config.json")
+    architecture = read_architecture(folder / "config.json", config)
+    weights = StoredWeights(folder)
+    network = without_memory(architecture, config, folder)
+    processor, do_normalize, unreadable = read_processor(folder)
+    pitfalls = [
+        *weight_pitfalls(weights, network),
+        *(unreadable or processor_pitfalls(network, processor, do_normalize)),
+        *training_pitfalls(config),
+    ]
+    carried = count(network.buffers())
+    seal_unused(network)
+    buffers = count(network.buffers())
+    stored: Counter[str] = Counter()
+    for weight in weights.found.values():
+        stored[weight.dtype] += weight.count
+    field, _ = receptive_field(conv_layers(config))
+    return Inspection(
+        path=folder,
+        architecture=architecture.__name__,
+        parameters=count(network.parameters()),
+        buffers=buffers,
+        unused=carried - buffers,
+        blocks=config.num_hidden_layers,
+        width=config.hidden_size,
+        vocab_size=config.vocab_size if architecture is Wav2Vec2ConformerForCTC else None,
+        num_labels=None if architecture in WITHOUT_LABELS else config.num_labels,
+        position_embeddings=config.position_embeddings_type,
+        feature_extractor_norm=config.feat_extract_norm,
+        encoder_layer_norm=config.encoder_layer_norm,
+        do_normalize=do_normalize,
+        frames_per_second=SAMPLE_RATE / samples_a_frame(config),
+        receptive_field_ms=1000 * field / SAMPLE_RATE,
+        vocabulary=None if processor is None else describe_vocabulary(processor.tokenizer, config.pad_token_id),
+        languages=tuple(sorted({found[1] for path in folder.iterdir() if (found := ADAPTER.fullmatch(path.name))})),
+        licence=read_licence(folder / "README.md"),
+        files=tuple(weights.files),
+        stored=dict(stored.most_common()),
+        memory={name: bytes_in(network, getattr(torch, name)) for name in PRECISIONS},
+        speed=estimate_speed(architecture, config),
+        pitfalls=tuple(pitfalls),
+    )
+
+
+def find_folder(model: str | Path | None) -> Path:
+    """The folder of a model, which for a Hub id is in the cache of downloads."""
+    name = model_name(model)
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(refusal(path))
+    cached = try_to_load_from_cache(name, "config.json")
+    if not isinstance(cached, str):
+        raise ValueError(
+            f"{name!r}: no such folder, and no model of the Hub that has been downloaded; loading it once "
+            "(`transcribe --model`) does that"
+        )
+    return Path(cached).parent
+
+
+def refusal(path: Path) -> str:
+    """What to do with a file that was named in place of a folder."""
+    try:
+        with TorchFile(path) as file:
+            if is_fairseq(file.content):
+                return (
+                    f"{path}: a checkpoint of fairseq; convert it first, `wav2vec2-conformer convert fairseq {path} "
+                    "my-model`, and inspect the new folder"
+                )
+    except ValueError:
+        pass  # then it is no file of torch, or a damaged one
+    return f"{path}: expected a model's folder, with config.json and weights, got a file"
+
+
+def read_config(path: Path) -> Wav2Vec2ConformerConfig:
+    """A model's configuration, checked."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: there is no config.json; expected a folder as `save_pretrained` writes it")
+    content = read_json(path)
+    kind = content.get("model_type")
+    if kind != Wav2Vec2ConformerConfig.model_type:
+        raise ValueError(
+            f"{path}: a model of the kind {kind!r:.80}; only {Wav2Vec2ConformerConfig.model_type!r} can be inspected"
+        )
+    labels = content.get("num_labels")
+    if isinstance(labels, int) and labels > MOST_LABELS:  # the library would make a dictionary of so many names
+        raise ValueError(f"{path}: `num_labels` must be {MOST_LABELS} at most, got {labels}")
+    try:
+        config: Wav2Vec2ConformerConfig = Wav2Vec2ConformerConfig.from_dict(content)
+        depth = config.num_hidden_layers + config.num_adapter_layers + len(config.conv_dim) + len(config.tdnn_dim)
+    except Exception as error:  # the library raises whatever the values make it stumble over
+        raise ValueError(f"{path}: {error}") from None
+    if depth > DEEPEST:
+        raise ValueError(f"{path}: it describes a network of {depth} layers; expected {DEEPEST} at most")
+    return config
+
+
+def read_architecture(path: Path, config: Wav2Vec2ConformerConfig) -> Any:
+    """The class that a model was saved from."""
+    names = config.architectures
+    for name, model in ARCHITECTURES.items():
+        if isinstance(names, list) and name in names:
+            return model
+    raise ValueError(
+        f"{path}: it must name the model's class under `architectures`, one of {', '.join(ARCHITECTURES)}; got "
+        f"{config.architectures!r:.80}"
+    )
+
+
+def without_memory(architecture: Any, config: Wav2Vec2ConformerConfig, folder: Path) -> Any:
+    """The network on the meta device: names and shapes without numbers."""
+    try:
+        with torch.device("meta"):
+            return architecture(config)
+    except Exception as error:  # as above; torch has its own where sizes are beyond all measure
+        raise ValueError(f"{folder / 'config.json'}: no network can be built from it: {error}") from None
+
+
+def read_processor(folder: Path) -> tuple[Wav2Vec2Processor | None, bool | None, list[Pitfall]]:
+    """The processor, whether it normalises waveforms, and what is wrong where it cannot be read."""
+    try:
+        do_normalize = normalizes(str(folder))
+        return None if do_normalize is None else load_processor(folder), do_normalize, []
+    except Exception as error:  # the library raises whatever the files make it stumble over
+        return None, None, [Pitfall("unreadable_processor", f"the processor's files cannot be read: {error}")]
+
+
+def describe_vocabulary(tokenizer: Any, blank: int | None) -> Vocabulary:
+    """The vocabulary of a CTC tokenizer, of several languages the one that is switched on."""
+    tokens = sorted(tokenizer.encoder, key=tokenizer.encoder.get)
+    special = {tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
+    return Vocabulary(
+        size=len(tokens),
+        characters=tuple(token for token in tokens if token not in special | {tokenizer.word_delimiter_token}),
+        special_tokens=tuple(token for token in tokens if token in special),
+        blank=tokenizer.decoder.get(blank),
+        word_delimiter=tokenizer.word_delimiter_token,
+    )
+
+
+def read_licence(card: Path) -> str | None:
+    """What the front matter of a model card says under `license`."""
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as file:
+        start = file.read(CARD_START)
+    front = re.match(r"---\n(.*?)^---$", start, re.DOTALL | re.MULTILINE)
+    found = LICENCE.search(front[1]) if front else None
+    return found[1].strip("\"'") if found else None
+
+
+def count(tensors: Any) -> int:
+    """How many numbers there are in all."""
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def bytes_in(network: Any, dtype: torch.dtype) -> int:
+    """Bytes of a network's weights after it is cast to a type; some buffers stay in float32."""
+    nn.Module.to(network, dtype)
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
