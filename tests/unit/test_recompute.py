@@ -42,17 +42,23 @@ def gradients(fields: dict[str, Any]) -> list[Tensor]:
     return [torch.zeros(()) if p.grad is None else p.grad for p in model.parameters()]
 
 
+def everything_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one clip at a time."""
+    monkeypatch.setattr(recompute, "LARGE", 1)
+    monkeypatch.setattr(recompute, "TOGETHER", 1)
+
+
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], norm: str) -> None:
     fields = fields | {"feat_extract_norm": norm} | dict.fromkeys(DROPOUTS, 0.0) | {"feat_proj_dropout": 0.0}
     kept = gradients(fields)
-    monkeypatch.setattr(recompute, "LARGE", 1)  # everything, one clip at a time
+    everything_twice(monkeypatch)
     for ours, expected in zip(gradients(fields), kept, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_dropout_drops_the_same_the_second_time(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
-    monkeypatch.setattr(recompute, "LARGE", 1)
+    everything_twice(monkeypatch)
     twice = gradients(fields | DROPOUTS)
     calls = []
 
@@ -82,5 +88,5 @@ def test_large_results_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         return max(sizes)
 
     before = largest()
-    monkeypatch.setattr(recompute, "LARGE", 1)
+    everything_twice(monkeypatch)
     assert largest() < before / 4

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["recomputed", "recomputed_by_clip"]
 
-# What is smaller is kept: computing it twice would cost small models 10 % of a step and save them little.
-LARGE = 16 * 2**20  # bytes
+# Bytes of a clip. What is smaller is kept: computing it twice would cost small models 10 % of a step and save little.
+LARGE = 3 * 2**20
+TOGETHER = 16 * 2**20  # bytes of the clips that are computed again at once, where each can be computed alone
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, size: int, random: bool = False) -> Tensor:
@@ -27,7 +28,7 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, size: in
     Args:
         function: reads what needs gradients from its arguments or from modules.
         inputs: its arguments, the first one a tensor.
-        size: bytes that the results between its inputs and its output take.
+        size: bytes that the results between its inputs and its output take, of all B clips.
         random: whether it draws random numbers; the second call draws the same.
     """
     if is_kept(inputs[0], size):
@@ -41,21 +42,22 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, size: in
 def recomputed_by_clip(
     function: Callable[..., Tensor], *inputs: Tensor | None, size: int, random: bool = False
 ) -> Tensor:
-    """The same for a function of (B, ...) tensors that treats each row alone: some rows at a time.
+    """The same for a function of (B, ...) tensors that treats each clip alone: some clips at a time.
 
-    So the results that exist at once in the backward pass, too, stay below `LARGE` or are one row's.
+    So the results that exist at once in the backward pass, too, stay below `TOGETHER` or are one clip's.
     """
     if is_kept(inputs[0], size):
         return function(*inputs)
-    rows = cast(Tensor, inputs[0]).shape[0]
-    together = max(1, LARGE * rows // size)
-    starts = range(0, rows, together)
-    parts = ([None if x is None else x[start : start + together] for x in inputs] for start in starts)
-    return torch.cat([recomputed(function, *part, size=LARGE, random=random) for part in parts])
+    clips = cast(Tensor, inputs[0]).shape[0]
+    together = max(1, TOGETHER * clips // size)
+    parts = (
+        [None if x is None else x[first : first + together] for x in inputs] for first in range(0, clips, together)
+    )
+    return torch.cat([recomputed(function, *part, size=size, random=random) for part in parts])
 
 
 def is_kept(x: Tensor | None, size: int) -> bool:
     """Whether results of `size` bytes that depend on `x` are not computed twice."""
     if x is None or x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return True
-    return size < LARGE
+    return size < LARGE * x.shape[0]
