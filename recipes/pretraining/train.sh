@@ -9,14 +9,14 @@ work=runs/pretraining
 here=recipes/pretraining
 python $here/prepare.py --data "$data" --output $work/data
 wav2vec2-conformer train pretraining --preset tiny --train $work/data/unlabelled.jsonl --dev $work/data/dev.jsonl \
-    --output $work/model --evaluate-every 500 --cache-gb 1.6
+    --output $work/model --no-bf16 --evaluate-every 500 --cache-gb 1.6
 
 # The released recipes fine-tune so, too: the convolutions stay as they are, and many frames are masked. The model from
 # scratch is the same network with the masks that suit one that starts from nothing, and all of it learns.
 for labels in 10min:30 1h:8; do
     name=${labels%:*} epochs=${labels#*:}
     common=(--train $work/data/labelled-$name.jsonl --dev $work/data/dev.jsonl --batch-seconds 40 --epochs "$epochs"
-        --learning-rate 1e-3 --warmup 0.1 --clip 2 --cache-gb 0.5 --evaluate-every 150)
+        --learning-rate 1e-3 --warmup 0.1 --clip 2 --bf16 --cache-gb 0.5 --evaluate-every 150)
     wav2vec2-conformer train ctc "${common[@]}" --init $work/model --freeze-feature-encoder \
         --output $work/pretrained-$name
     wav2vec2-conformer train ctc "${common[@]}" --config recipes/default-model/config.json --output $work/scratch-$name

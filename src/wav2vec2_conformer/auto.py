@@ -10,7 +10,7 @@ import transformers
 from . import modeling
 from .configuration import Wav2Vec2ConformerConfig
 
-__all__ = ["AutoRegistration", "register_auto_classes", "unregister_auto_classes"]
+__all__ = ["AutoRegistration", "architecture_of", "register_auto_classes", "unregister_auto_classes"]
 
 MODELS = {
     "AutoModel": modeling.Wav2Vec2ConformerModel,
@@ -20,6 +20,24 @@ MODELS = {
     "AutoModelForAudioFrameClassification": modeling.Wav2Vec2ConformerForAudioFrameClassification,
     "AutoModelForAudioXVector": modeling.Wav2Vec2ConformerForXVector,
 }
+
+
+def architecture_of(config: Wav2Vec2ConformerConfig, name: str) -> Any:
+    """The class that a model was saved from.
+
+    Args:
+        config: the model's.
+        name: what the error calls the model.
+    """
+    classes = {model.__name__: model for model in MODELS.values()}
+    named = config.architectures if isinstance(config.architectures, list) else []
+    for architecture in named:
+        if architecture in classes:
+            return classes[architecture]
+    raise ValueError(
+        f"{name}: its config.json must name the model's class under `architectures`, one of {', '.join(classes)}; got "
+        f"{config.architectures!r:.80}"
+    )
 
 
 class Entry(NamedTuple):

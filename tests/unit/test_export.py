@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 import wav2vec2_conformer
 from checkpoints_fairseq import SMALL, write
 from wav2vec2_conformer import Wav2Vec2ConformerConfig
+from wav2vec2_conformer.auto import MODELS
 from wav2vec2_conformer.checkpoints.fairseq import convert_fairseq
-from wav2vec2_conformer.checkpoints.transformers_export import ACTIVATIONS, ARCHITECTURES, export_transformers
+from wav2vec2_conformer.checkpoints.transformers_export import ACTIVATIONS, export_transformers
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.data.vocabulary import build_processor
 from wav2vec2_conformer.files import new_folder
@@ -62,7 +63,7 @@ def export(tmp_path: Path, head: str = "ForCTC", **changes: Any) -> Path:
 # --- the files ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [model.__name__ for model in MODELS.values()])
 def test_the_configuration_holds_what_transformers_knows(architecture: str, tmp_path: Path) -> None:
     found = read(export(tmp_path, architecture.removeprefix("Wav2Vec2Conformer"), padding="reference"))
     known = transformers.Wav2Vec2ConformerConfig().to_dict().keys()

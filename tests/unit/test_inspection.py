@@ -623,7 +623,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "wrong heads": (config_with(num_attention_heads=7), r"config\.json: `num_attention_heads` must divide"),
     "no vocabulary": (config_with(vocab_size=None), r"config\.json: no network can be built from it: a CTC head needs"),
     "too many labels": (config_with(num_labels=2**70), r"config\.json: `num_labels` must be 1048576 at most, got"),
-    "classes of a number": (config_with(architectures=3), r"config\.json: it must name the model's class"),
+    "classes of a number": (config_with(architectures=3), r"its config\.json must name the model's class"),
     "a type of a list": (config_with(dtype=[]), r"config\.json: "),
     "too deep": (config_with(num_hidden_layers=10**6), r"config\.json: it describes a network of 10000\d\d layers"),
     "too wide": (

@@ -18,32 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
+from ..auto import architecture_of
 from ..configuration import Wav2Vec2ConformerConfig
 from ..files import check_vacant, new_folder
-from ..modeling import (
-    Wav2Vec2ConformerForAudioFrameClassification,
-    Wav2Vec2ConformerForCTC,
-    Wav2Vec2ConformerForPreTraining,
-    Wav2Vec2ConformerForSequenceClassification,
-    Wav2Vec2ConformerForXVector,
-    Wav2Vec2ConformerModel,
-    Wav2Vec2ConformerPreTrainedModel,
-)
+from ..modeling import Wav2Vec2ConformerPreTrainedModel
 from ..processing import load_processor, model_name, normalizes
 
 __all__ = ["Export", "export_transformers"]
 
-ARCHITECTURES: dict[str, Any] = {
-    cls.__name__: cls
-    for cls in (
-        Wav2Vec2ConformerModel,
-        Wav2Vec2ConformerForCTC,
-        Wav2Vec2ConformerForSequenceClassification,
-        Wav2Vec2ConformerForAudioFrameClassification,
-        Wav2Vec2ConformerForXVector,
-        Wav2Vec2ConformerForPreTraining,
-    )
-}
 OWN_FIELDS = ("padding", "encoder_layer_norm", "feat_projection", "adapter_attn_dim")  # transformers has none of them
 CLASSES_FIELDS = ("id2label", "label2id", "problem_type")
 # Of transformers 4.34; later ones know more, and some of those have weights of their own.
@@ -93,30 +75,20 @@ def export_transformers(model: str | os.PathLike[str] | None, output: str | os.P
     check_vacant(target)
     name = model_name(model)
     config = Wav2Vec2ConformerConfig.from_pretrained(name)
-    architecture = architecture_of(name, config)
+    model_class = architecture_of(config, name)
+    architecture: str = model_class.__name__
     for problem in inexpressible(config, architecture):
         raise ValueError(
             f"{name}: {problem}. This package runs it, also inside transformers' pipelines (`register_auto_classes`)"
         )
     documents = {"config.json": config_document(config, architecture), **processor_documents(name)}
-    weights = weights_of(load(name, architecture))
+    weights = weights_of(load(name, model_class))
     with new_folder(target) as folder:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         for file, content in documents.items():
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (folder / file).write_text(text, encoding="utf-8")
     return Export(target, architecture, len(weights))
-
-
-def architecture_of(name: str, config: Wav2Vec2ConformerConfig) -> str:
-    """The class that a model was saved from, which has the same name here and in transformers."""
-    for architecture in config.architectures or ():
-        if architecture in ARCHITECTURES:
-            return str(architecture)
-    raise ValueError(
-        f"{name}: its config.json must name the model's class under `architectures`, one of "
-        f"{', '.join(ARCHITECTURES)}; got {config.architectures!r}"
-    )
 
 
 def inexpressible(config: Wav2Vec2ConformerConfig, architecture: str) -> Iterator[str]:
@@ -170,18 +142,18 @@ def config_document(config: Wav2Vec2ConformerConfig, architecture: str) -> dict[
     return dict(sorted(document.items()))
 
 
-def load(name: str, architecture: str) -> Wav2Vec2ConformerPreTrainedModel:
+def load(name: str, model_class: Any) -> Wav2Vec2ConformerPreTrainedModel:
     """The model in float32.
 
     Raises:
         ValueError: weights are missing that `from_pretrained` would draw at random.
     """
-    model, info = ARCHITECTURES[architecture].from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     drawn = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
     if drawn:
         raise ValueError(
             f"{name}: {', '.join(drawn[:5])}{', ...' if len(drawn) > 5 else ''} are missing and would be written at "
-            f"random; expected all weights of a {architecture}, as `save_pretrained` of the trained model writes them"
+            f"random; expected all weights of a {model_class.__name__}, as its `save_pretrained` writes them"
         )
     return model  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Wav2Vec2Processor
 
 from ..audio import SAMPLE_RATE
-from ..auto import MODELS
+from ..auto import architecture_of
 from ..checkpoints.stored_weights import StoredWeights, is_fairseq, read_json
 from ..checkpoints.torch_file import TorchFile
 from ..configuration import Wav2Vec2ConformerConfig
@@ -27,7 +27,6 @@ from .speed import Speed, estimate_speed
 
 __all__ = ["Inspection", "Vocabulary", "inspect_model"]
 
-ARCHITECTURES: dict[str, Any] = {model.__name__: model for model in MODELS.values()}
 WITHOUT_LABELS = (Wav2Vec2ConformerModel, Wav2Vec2ConformerForPreTraining, Wav2Vec2ConformerForCTC)
 PRECISIONS = ("float32", "bfloat16", "float16")
 DEEPEST = 1000  # layers of a network that is looked at; the large models have 31
@@ -123,7 +122,7 @@ def inspect_model(model: str | Path | None = None) -> Inspection:
     """
     folder = find_folder(model)
     config = read_config(folder / "config.json")
-    architecture = read_architecture(folder / "config.json", config)
+    architecture = architecture_of(config, str(folder))
     weights = StoredWeights(folder)
     network = without_memory(architecture, config, folder)
     processor, do_normalize, unreadable = read_processor(folder)
@@ -218,18 +217,6 @@ def read_config(path: Path) -> Wav2Vec2ConformerConfig:
     if depth > DEEPEST:
         raise ValueError(f"{path}: it describes a network of {depth} layers; expected {DEEPEST} at most")
     return config
-
-
-def read_architecture(path: Path, config: Wav2Vec2ConformerConfig) -> Any:
-    """The class that a model was saved from."""
-    names = config.architectures
-    for name, model in ARCHITECTURES.items():
-        if isinstance(names, list) and name in names:
-            return model
-    raise ValueError(
-        f"{path}: it must name the model's class under `architectures`, one of {', '.join(ARCHITECTURES)}; got "
-        f"{config.architectures!r:.80}"
-    )
 
 
 def without_memory(architecture: Any, config: Wav2Vec2ConformerConfig, folder: Path) -> Any:
