@@ -13,7 +13,7 @@ wav2vec2-conformer train pretraining --preset tiny --train $work/data/unlabelled
 
 # The released recipes fine-tune so, too: the convolutions stay as they are, and many frames are masked. The model from
 # scratch is the same network with the masks that suit one that starts from nothing, and all of it learns.
-for labels in 10min:30 1h:8; do
+for labels in 10min:30 1h:5; do
     name=${labels%:*} epochs=${labels#*:}
     common=(--train $work/data/labelled-$name.jsonl --dev $work/data/dev.jsonl --batch-seconds 40 --epochs "$epochs"
         --learning-rate 1e-3 --warmup 0.1 --clip 2 --bf16 --cache-gb 0.5 --evaluate-every 150)

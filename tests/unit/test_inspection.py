@@ -611,7 +611,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no kind": (config_with(model_type=None), r"config\.json: a model of the kind None"),
     "no class": (
         config_with(architectures=None),
-        r"config\.json: it must name the model's class under `architectures`",
+        r"its config\.json must name the model's class under `architectures`",
     ),
     "another class": (config_with(architectures=["Wav2Vec2ForCTC"]), r"got \['Wav2Vec2ForCTC'\]"),
     "a truncated config": (truncate("config.json", 0.5), r"config\.json: not JSON, or damaged or truncated"),
