@@ -9,7 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_vacant", "new_folder", "replacing"]
+from safetensors import SafetensorError
+
+__all__ = ["check_vacant", "new_folder", "replacing", "unwritable_as_one_line"]
+
+
+@contextmanager
+def unwritable_as_one_line(folder: Path, remedy: str) -> Iterator[None]:
+    """Turn what torch and safetensors raise where a model's files cannot be written into an `OSError` of one line.
+
+    Args:
+        folder: what the error names.
+        remedy: the error's last sentence.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{folder}: the model could not be written ({problem}); {remedy}") from error
 
 
 @contextmanager
@@ -27,30 +44,35 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_vacant(folder: Path) -> None:
-    """Refuse a path at which there is something already, other than an empty folder, as a `ValueError`."""
+    """Refuse a path at which there is something already, other than an empty folder, or can be none: `ValueError`."""
+    for parent in folder.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"{folder}: no folder can be made there, since {parent} is a file; name another")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: already there; name a folder that does not exist yet")
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder beside `folder` to fill, and move it to its place in one step; after an error, delete it.
+    """Give a folder beside `folder` to fill with a model, and move it to its place in one step; on errors, delete it.
 
     Raises:
         ValueError: there is something already; `check_vacant` says so before any work is done.
+        OSError: it cannot be written, in one line with its name.
     """
     check_vacant(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".incomplete", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~current_umask())
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with unwritable_as_one_line(folder, "nothing of it is left. Make room, or name another folder"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".incomplete", dir=folder.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~current_umask())
+            if folder.exists():
+                folder.rmdir()
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def current_umask() -> int:

@@ -28,11 +28,23 @@ def model_name(model: str | os.PathLike[str] | None) -> str:
 
 
 def normalizes(model: str) -> bool | None:
-    """Whether a model's waveforms are normalised, as its feature extractor says; None where there is none beside it."""
+    """Whether a model's waveforms are normalised, as its feature extractor says; None where there is none beside it.
+
+    Raises:
+        ValueError: there is one, and it cannot be read.
+    """
     names = ("preprocessor_config.json", "processor_config.json")
     if not any(cached_file(str(model), name, _raise_exceptions_for_missing_entries=False) for name in names):
         return None
-    return bool(Wav2Vec2FeatureExtractor.from_pretrained(model).do_normalize)
+    try:
+        return bool(Wav2Vec2FeatureExtractor.from_pretrained(model).do_normalize)
+    except Exception as error:  # as below
+        raise unreadable(model, error) from error
+
+
+def unreadable(model: str | Path, error: Exception) -> ValueError:
+    """What to raise where a processor's files are damaged, in one line."""
+    return ValueError(f"{model}: its processor cannot be read ({' '.join(str(error).split())[:500]})")
 
 
 def load_processor(model: str | Path) -> Wav2Vec2Processor | None:
@@ -49,6 +61,6 @@ def load_processor(model: str | Path) -> Wav2Vec2Processor | None:
         return None
     try:
         processor = Wav2Vec2Processor.from_pretrained(str(model))
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{model}: its processor cannot be read ({error})") from error
+    except Exception as error:  # the library raises whatever the files make it stumble over
+        raise unreadable(model, error) from error
     return processor if isinstance(processor, Wav2Vec2Processor) else None

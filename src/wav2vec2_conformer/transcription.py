@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2Processor
 
 from .audio import SAMPLE_RATE, AudioError, AudioSource, iter_audio, prepare_waveform
+from .checkpoints.model_folder import find_config, load_model
 from .data import normalize_waveform
 from .decoding import best_path
 from .lengths import frames_of, samples_a_frame
@@ -121,14 +122,14 @@ class Transcriber:
             target_lang: of a model with language adapters, the language to write.
 
         Raises:
-            ValueError: there is no processor beside the model, or `model` is neither a folder nor a Hub id.
+            ValueError: `model` is neither a folder nor a Hub id, the folder's files are damaged or of another kind of
+                model, or there is no processor beside it.
             OSError: there is no such model on the Hub, or it cannot be reached.
         """
         device = usable_device(device or default_device())  # before anything is loaded
         name = model_name(model)
-        network, info = Wav2Vec2ConformerForCTC.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, target_lang=target_lang
-        )
+        config = find_config(name, "transcribe with")
+        network, info = load_model(name, config, Wav2Vec2ConformerForCTC, target_lang=target_lang)
         untrained = sorted(key for key in info["missing_keys"] if "lm_head" in key or "adapter." in key)
         if untrained:
             raise ValueError(

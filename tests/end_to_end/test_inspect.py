@@ -91,11 +91,11 @@ def test_what_is_no_model_is_one_line(tmp_path: Path, capsys: Capture) -> None:
     for path, problem in {
         empty: "there is no config.json",
         truncated: "not a safetensors file, or a damaged or truncated one",
-        other: "a model of the kind 'wav2vec2'; only 'wav2vec2-conformer' can be inspected",
+        other: "a model of the kind 'wav2vec2'; only 'wav2vec2-conformer' can be used here",
         fairseq: "a checkpoint of fairseq; convert it first",
         tmp_path / "nowhere": "no such folder",
     }.items():
-        assert main(["inspect", str(path)]) == 1
+        assert main(["inspect", str(path)]) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("wav2vec2-conformer: ")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import wav2vec2_conformer
@@ -303,6 +305,113 @@ def test_a_refusal_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert captured.out == ""
     assert captured.err.startswith(f"wav2vec2-conformer: {model}: `encoder_layer_norm='before'` cannot be exported")
     assert not (tmp_path / "theirs").exists()
+
+
+def mis_shape(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["lm_head.bias"] = torch.zeros(4)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_bin(content: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return change
+
+
+def fairseq_bin(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    write(folder / "pytorch_model.bin", SMALL)
+
+
+def config_of(text: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+def clear(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "misshapen": (mis_shape, r"ours: 1 \(lm_head\.bias \(expected \(9,\), got \(4,\)\)\) are not as config\.json desc"),
+    "hostile": (as_bin(shutil.rmtree), r"pytorch_model\.bin: it asks for 'shutil\.rmtree'.*nothing was executed"),
+    "fairseq": (fairseq_bin, r"pytorch_model\.bin: a checkpoint of fairseq, which has to be converted first"),
+    "a list": (config_of("[]"), r"config\.json: expected a JSON object, got list"),
+    "empty": (clear, r"ours: there is no config\.json"),
+    "wav2vec2": (config_of('{"model_type": "wav2vec2"}'), r"config\.json: a model of the kind 'wav2vec2'; only"),
+    "even": (
+        config_of('{"model_type": "wav2vec2-conformer", "conv_depthwise_kernel_size": 4}'),
+        r"config\.json: `conv_depthwise_kernel_size` must be odd",
+    ),
+    "preprocessor": (
+        lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
+        r"ours: its processor cannot be read|ours: there is no processor",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["export", "transcribe"])
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_folder_that_cannot_be_used(
+    name: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, whatever the folder holds; nothing is executed."""
+    change, problem = UNUSABLE[name]
+    change(save(tmp_path / "ours"))
+    model, audio = str(tmp_path / "ours"), str(tmp_path / "a.wav")
+    arguments = [model, str(tmp_path / "theirs"), "--to", "transformers"]
+    assert main([command, *(arguments if command == "export" else ["--model", model, "--device", "cpu", audio])]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert re.search(problem, line)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_a_checkpoint_of_fairseq_in_place_of_a_folder(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.pt", SMALL)
+    with pytest.raises(
+        ValueError, match=r"m\.pt: a checkpoint of fairseq; convert it first, .*, and export the new folder"
+    ):
+        export_transformers(file, tmp_path / "theirs")
+
+
+def test_a_name_that_the_hub_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("We could not connect.\nTry this.\nTry that.")
+
+    monkeypatch.setattr("wav2vec2_conformer.checkpoints.model_folder.cached_file", fail)
+    with pytest.raises(
+        OSError, match=r"'owner/none': no such folder, and no model of the Hub .*\(We could not conn"
+    ) as no:
+        export_transformers("owner/none", tmp_path / "theirs")
+    assert len(str(no.value).splitlines()) == 1
+
+
+def test_weights_without_a_place_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "ours") / "model.safetensors"
+    save_file({**load_file(path), "other.weight": torch.zeros(3)}, path, metadata={"format": "pt"})
+    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to", "transformers"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"WARNING: {tmp_path / 'ours'}: 1 (other.weight) have no place in the model, and are left out"
+
+
+@pytest.mark.parametrize("error", [SafetensorError("I/O error\nat 3"), RuntimeError("write failed")])
+def test_a_full_disk_on_the_command_line(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("wav2vec2_conformer.checkpoints.transformers_export.save_file", fail)
+    save(tmp_path / "ours")
+    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "theirs"), "--to", "transformers"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'theirs'}: the model could not be written (" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 def test_the_program_must_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pickle
 import shutil
 import zipfile
@@ -16,12 +17,16 @@ import pytest
 import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from checkpoints_fairseq import FINE_TUNING, LETTERS, SMALL, STYLES, VOCABULARY, weights, write, write_dictionary
 from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerForCTC
 from wav2vec2_conformer.checkpoints.fairseq import FairseqCheckpoint, convert_fairseq
 from wav2vec2_conformer.checkpoints.fairseq_dictionary import read_dictionary
 from wav2vec2_conformer.checkpoints.fairseq_settings import CHOICES, NEEDED, Settings, loss_weights, parse_conv_layers
+from wav2vec2_conformer.checkpoints.torch_file import TorchFile
+from wav2vec2_conformer.checkpoints.verification import Verification
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.processing import load_processor, normalizes
 
@@ -137,6 +142,25 @@ def test_the_recipe_is_kept(tmp_path: Path) -> None:
         }
 
 
+def test_settings_that_nothing_here_has_are_kept_where_they_are_not_the_defaults(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"mask_selection": "uniform", "mask_other": 0.5, "no_mask_overlap": True}
+    usual = {"cross_sample_negatives": 0, "negatives_from_everywhere": False}
+    with FairseqCheckpoint(write(tmp_path / "m.pt", {**SMALL, **changes, **usual})) as checkpoint:
+        assert checkpoint.recipe.items() >= changes.items()
+        assert not checkpoint.recipe.keys() & usual.keys()
+    more = {"cross_sample_negatives": 3, "negatives_from_everywhere": True}
+    file = write(tmp_path / "m.pt", {**SMALL, **changes, **more}, "wav2vec_ctc", fine_tuning={"mask_other": 0.25})
+    with FairseqCheckpoint(file) as checkpoint:
+        assert checkpoint.recipe.items() >= {**changes, **more, "mask_other": 0.25}.items()
+
+
+@pytest.mark.parametrize("value", ["abc", [2.0, float("inf"), 0.9], [2.0, 0.5], 3, "(1, 2, x)", [[1], 2, 3]])
+def test_temperatures_that_are_none(tmp_path: Path, value: Any) -> None:
+    file = write(tmp_path / "m.pt", {**SMALL, "latent_temp": value}, style="plain")
+    with pytest.raises(ValueError, match=r"cfg\.model\.latent_temp must be three numbers .*; got"):
+        FairseqCheckpoint(file)
+
+
 @pytest.mark.parametrize(
     ("text", "layers"),
     [
@@ -180,16 +204,57 @@ def test_convolutions_are_not_evaluated(text: str, problem: str) -> None:
 
 
 def test_references_between_settings() -> None:
-    root = {
-        "model": {"a": "${task.b}", "loop": "${model.loop}", "gone": "${task.none.x}", "open": "???"},
-        "task": {"b": 3},
+    root: dict[str, Any] = {
+        "model": {"a": "${task.b}", "none": "${task.none}", "loop": "${model.loop}", "open": "???"},
+        "task": {"b": 3, "none": None},
     }
     settings = Settings(root["model"], root, "cfg.model")
     assert settings.get("a", int, 0) == 3
-    assert "gone" not in settings
-    assert settings.get("open", int, 7) == 7
+    assert settings.get("none", int, 7) == 7
+    assert settings.get("absent", int, 7) == 7
+    with pytest.raises(ValueError, match=r"cfg\.model\.open is '\?\?\?'"):
+        settings.get("open", int, 7)
     with pytest.raises(ValueError, match=r"cfg\.model\.loop refers to itself"):
         settings.raw("loop")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["${nope.nope}", "${task.b.c}", "${.dropout}", "${oc.env:HOME}", "x${task.b}", "${" + "a." * 2**20 + "a}"],
+)
+def test_references_that_lead_to_nothing(reference: str) -> None:
+    """They must not become fairseq's default, which the model was not built with."""
+    root = {"model": {"dropout": reference}, "task": {"b": 3}}
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the message is checked below)
+        Settings(root["model"], root, "cfg.model").get("dropout", float, 0.1)
+    message = f"cfg.model.dropout refers to {reference[:80]!r}, which leads to nothing in the file"
+    assert str(refused.value).startswith(message)
+
+
+@each_style
+def test_references_of_fine_tuning_start_at_the_whole(tmp_path: Path, style: str) -> None:
+    changes = {"mask_prob": "${my}" if style == "args" else "${model.my}", "my": 0.31}
+    config = config_of(write(tmp_path / "m.pt", SMALL, "wav2vec_ctc", style, fine_tuning=changes))
+    assert config.mask_time_prob == 0.31
+    changes["mask_prob"] = "much"
+    with pytest.raises(
+        ValueError, match=r"(args|cfg\.model)\.mask_prob: expected float of at most 1048576, got 'much'"
+    ):
+        config_of(write(tmp_path / "m.pt", SMALL, "wav2vec_ctc", style, fine_tuning=changes))
+
+
+@each_style
+def test_a_weight_of_the_blank_is_refused(tmp_path: Path, style: str) -> None:
+    """fairseq's `get_logits` changes the first column by it."""
+    config_of(write(tmp_path / "m.pt", SMALL, "wav2vec_ctc", style, fine_tuning={"blank_weight": 0.0}))
+    changes = {"blank_weight": -2, "blank_mode": "set"}
+    with pytest.raises(ValueError, match=r"\.blank_weight must be 0, got -2 \(blank_mode 'set'\)"):
+        config_of(write(tmp_path / "m.pt", SMALL, "wav2vec_ctc", style, fine_tuning=changes))
+
+
+def test_a_setting_that_is_no_bool() -> None:
+    with pytest.raises(ValueError, match=r"settings\.conv_bias: expected bool, got 'yes'"):
+        Settings({"conv_bias": "yes"}).get("conv_bias", bool, False)
 
 
 @pytest.mark.parametrize("value", ["12", 1.5, True, None, [12], 2**40, {"a": 1}])
@@ -234,6 +299,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"pos_enc_type": "alibi"}, "pos_enc_type must be one of rel_pos, rope, abs, got 'alibi'"),
     ({"extractor_mode": "instance"}, "extractor_mode must be one of default, layer_norm, got 'instance'"),
     ({"depthwise_conv_kernel_size": 4}, "`conv_depthwise_kernel_size` must be odd, got 4; use 3 or 5"),
+    ({"depthwise_conv_kernel_size": 4}, "(in the file: cfg.model.depthwise_conv_kernel_size)"),
     ({"encoder_layers": 1000}, "encoder_layers = 1000, but it has only 103 weights"),
     ({"conv_feature_layers": "import os"}, "conv_feature_layers must be lists"),
     ({"_name": "hubert"}, "fairseq's kind 'hubert'; only 'wav2vec2' and 'wav2vec_ctc'"),
@@ -314,6 +380,13 @@ def test_keys_are_strict_and_all_are_named(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
 
 
+def test_sizes_that_the_file_does_not_say(tmp_path: Path) -> None:
+    silent = {key: value for key, value in SMALL.items() if key != "encoder_embed_dim"}
+    file = write(tmp_path / "checkpoint.pt", silent, state=weights(SMALL))
+    with pytest.raises(ValueError, match=r"The settings do not say encoder_embed_dim, so fairseq's defaults are exp"):
+        convert_fairseq(file, tmp_path / "model")
+
+
 def test_many_keys_are_counted(tmp_path: Path) -> None:
     file = write(tmp_path / "checkpoint.pt", {**SMALL, "encoder_layers": 3}, state=weights(SMALL))
     with pytest.raises(ValueError, match=r"\d\d missing \(encoder\.layers\.2\..*, \.\.\. \d\d more\)"):
@@ -338,11 +411,52 @@ def test_frequencies_must_agree(tmp_path: Path) -> None:
 
 def test_weights_that_share_their_numbers(tmp_path: Path) -> None:
     """A file of few numbers must not become a large model."""
-    numbers = torch.zeros(4000)
-    state = {key: numbers[: value.numel()].view(value.shape) for key, value in weights(SMALL).items()}
-    file = write(tmp_path / "checkpoint.pt", SMALL, state=state)
+    wide, numbers = {**SMALL, "encoder_ffn_embed_dim": 4000}, torch.zeros(48000)
+    state = {key: numbers[: value.numel()].view(value.shape) for key, value in weights(wide).items()}
+    file = write(tmp_path / "checkpoint.pt", wide, state=state)
     with pytest.raises(ValueError, match="share their numbers"):
         FairseqCheckpoint(file)
+
+
+def flat(state: dict[str, Any]) -> dict[str, Any]:
+    """The same weights as parts of one storage, as FSDP keeps them."""
+    floats = {key: value for key, value in state.items() if value.is_floating_point()}
+    whole = torch.cat([value.flatten() for value in floats.values()])
+    sizes = [value.numel() for value in floats.values()]
+    parts = zip(floats, whole.split(sizes), strict=True)
+    return {**state, **{key: part.view(state[key].shape) for key, part in parts}}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_in_one_storage(tmp_path: Path, legacy: bool) -> None:
+    state = weights(SMALL)
+    with FairseqCheckpoint(write(tmp_path / "a.pt", SMALL, state=state, legacy=legacy)) as checkpoint:
+        expected, _ = checkpoint.read_weights()
+    file = write(tmp_path / "flat.pt", SMALL, state=flat(state), legacy=legacy)
+    with FairseqCheckpoint(file) as checkpoint:
+        found, _ = checkpoint.read_weights()
+    assert found.keys() == expected.keys()
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
+
+
+def test_a_damaged_storage_of_many_weights(tmp_path: Path) -> None:
+    """Its checksum is compared, though no tensor is all of it."""
+    file = write(tmp_path / "flat.pt", SMALL, state=flat(weights(SMALL)))
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size if "/data/" in entry.filename else 0)
+        place = file.read_bytes().index(archive.read(largest)[:64])
+    data = bytearray(file.read_bytes())
+    data[place + 40] ^= 1
+    file.write_bytes(data)
+    with FairseqCheckpoint(file) as checkpoint, pytest.raises(ValueError, match=r"flat\.pt: a tensor is damaged"):
+        checkpoint.read_weights()
+
+
+def test_a_file_that_was_closed(tmp_path: Path) -> None:
+    file = TorchFile(write(tmp_path / "m.pt", SMALL))
+    file.close()
+    assert file.file.closed
+    assert "model" in file.content
 
 
 def test_enormous_sizes_allocate_nothing(tmp_path: Path) -> None:
@@ -355,13 +469,15 @@ def test_enormous_sizes_allocate_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ({"model": {}, "cfg": {"model": {}}}, "tensors only"),
+        ({"model": {}, "cfg": {"model": {}}}, "under 'model' there is nothing"),
         ({"model": {"a": 3}, "cfg": {"model": {}}}, "tensors only, got 1 other things"),
         ({"state_dict": {}}, "not a checkpoint of fairseq: expected its weights under 'model'"),
         ([1, 2], "not a checkpoint of fairseq"),
         ({"model": {"a": torch.zeros(1)}}, "expected its settings under 'cfg' or 'args'"),
         ({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(arch="transformer")}, "kind 'transformer'"),
-        ({"model": {"a": torch.zeros(1)}, "cfg": {"model": {"_name": ["x"]}}}, r"cfg\.model\._name: expected str"),
+        ({"model": {"a": torch.zeros(1)}, "cfg": {"model": {"_name": ["x"]}}}, r"cfg\.model\._name: expected str, got"),
+        ({"model": {"a": torch.zeros(1)}, "cfg": {"model": {"x": 1}}}, r"do not name .* under cfg\.model\._name"),
+        ({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(x=1)}, r"do not name .* under args\.arch"),
     ],
 )
 def test_what_is_no_checkpoint_of_fairseq(tmp_path: Path, content: Any, problem: str) -> None:
@@ -435,6 +551,12 @@ def test_dictionary_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"dict\.txt, {problem}"):
             read_dictionary(path)
+    path.write_text("| 5\n", encoding="utf-8-sig")
+    assert read_dictionary(path)[4:] == ["|"]
+    with pytest.raises(ValueError, match=r"nowhere\.txt: no such file; expected a dictionary"):
+        read_dictionary(tmp_path / "nowhere.txt")
+    with pytest.raises(ValueError, match="is no file; expected a dictionary"):
+        read_dictionary(tmp_path)
     path.write_bytes(b"\xff\xfe 1\n")
     with pytest.raises(ValueError, match="not a text file in UTF-8"):
         read_dictionary(path)
@@ -472,6 +594,62 @@ def test_the_command_fails_where_the_outputs_differ(
     file = write(tmp_path / "m.pt", SMALL)
     assert main(["convert", "fairseq", str(file), str(tmp_path / "model"), "--verify"]) == 1
     assert "the outputs differ by more than 1e-04 of scale" in capsys.readouterr().err
+
+
+def test_an_output_that_is_not_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it is not the first of the outputs."""
+    state = weights(SMALL)
+    state["project_q.weight"][0, 0] = float("nan")
+    file = write(tmp_path / "m.pt", SMALL, state=state)
+    assert main(["convert", "fairseq", str(file), str(tmp_path / "model"), "--verify"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "projected_quantized_states: is not a number"
+    assert "an output is not a number" in err
+    found = Verification({"a": 1e-7, "b": float("nan")})
+    assert not found.passed
+    assert math.isnan(found.largest)
+
+
+def test_what_the_file_does_not_say_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    silent = {key: value for key, value in SMALL.items() if key != "layer_norm_first"}
+    file = write(tmp_path / "m.pt", silent)
+    assert main(["convert", "fairseq", str(file), str(tmp_path / "model")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cfg.model.layer_norm_first is not in the file; fairseq's default is taken" in line
+
+
+def test_what_is_no_file_of_fairseq_s_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.pt").touch()
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    file = str(write(tmp_path / "m.pt", SMALL))
+    for name, out, problem in (
+        ("/dev/zero", "out", "is a device or pipe, not a file"),
+        ("/dev/null", "out", "is a device or pipe, not a file"),
+        ("", "out", "'': expected the name of a checkpoint file"),
+        (str(tmp_path / "empty.pt"), "out", "the file is empty"),
+        (str(tmp_path / "model.safetensors"), "out", "it is a safetensors file, and none that `torch.save` wrote"),
+        (file, "m.pt/out", f"no folder can be made there, since {file} is a file"),
+    ):
+        assert main(["convert", "fairseq", name, str(tmp_path / out)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert problem in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.pt", "m.pt", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("I/O error\nat 3"), RuntimeError("write failed"), OSError(28, "No space")]
+)
+def test_a_full_disk_on_the_command_line(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("wav2vec2_conformer.checkpoints.fairseq.save_file", fail)
+    assert main(["convert", "fairseq", str(write(tmp_path / "m.pt", SMALL)), str(tmp_path / "model")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'model'}: the model could not be written (" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
 
 def test_a_hostile_file_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,8 @@ from torch import Tensor
 from checkpoints_fairseq import SMALL, write
 from wav2vec2_conformer import Inspection, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, inspect_model
 from wav2vec2_conformer.auto import MODELS
+from wav2vec2_conformer.cli import main
+from wav2vec2_conformer.cli.inspect import sized
 from wav2vec2_conformer.data import build_processor
 from wav2vec2_conformer.inspection import Speed
 from wav2vec2_conformer.inspection.pitfalls import TEMPLATE
@@ -542,6 +544,30 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     parameters, kilobytes = map(int, output.split())
     assert parameters > 5e8
     assert kilobytes < 100_000
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "said"), [(900, "0.9 kB"), (5_400, "5.4 kB"), (18_040_000, "18.0 MB")])
+def test_sizes_of_small_models_are_not_zero(size: int, said: str) -> None:
+    assert sized(size) == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "bring models in from fairseq and out to transformers"),
+        (["convert"], "Turn a checkpoint of another program into a folder"),
+        (["convert", "fairseq"], "with exit code 2, and no folder is written"),
+        (["export"], "the exit code is 2, and nothing is written"),
+        (["inspect"], "the exit code is 2"),
+    ],
+)
+def test_help(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments, "--help"])
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 # --- what is no model --------------------------------------------------------------------------------------------

@@ -475,7 +475,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         archive.writestr("readme.txt", "hello")
     for name, problem in {
         "page.pt": "no format of torch begins with b'<htm'",
-        "empty.pt": "no format of torch",
+        "empty.pt": "the file is empty",
         "other.pt": "a pickle, but none of `torch.save`",
         "zip.pt": "one part <name>/data.pkl, got 0",
         "missing.pt": "no such file",

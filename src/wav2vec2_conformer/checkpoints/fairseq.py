@@ -18,7 +18,8 @@ from ..files import check_vacant, new_folder
 from ..modeling import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerForPreTraining
 from .fairseq_dictionary import read_dictionary, stored_dictionary, vocabulary
 from .fairseq_keys import BARE_PREFIX, CTC_PREFIX, dropped_because, fairseq_keys
-from .fairseq_settings import Settings, configuration, fields, loss_weights, plain
+from .fairseq_recipe import recipe
+from .fairseq_settings import Settings, configuration, fields
 from .inert import StoredTensor
 from .torch_file import DTYPES, TorchFile
 
@@ -26,6 +27,8 @@ __all__ = ["Conversion", "FairseqCheckpoint", "convert_fairseq"]
 
 MODELS: dict[str, Any] = {"wav2vec2": Wav2Vec2ConformerForPreTraining, "wav2vec_ctc": Wav2Vec2ConformerForCTC}
 SHOWN = 8  # keys in a message
+# Settings that say the weights' shapes, and that all files have.
+SIZES = ("encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads", "conv_feature_layers")
 
 
 @dataclass
@@ -37,12 +40,14 @@ class Conversion:
         architecture: the class that loads it.
         weights: how many tensors were converted.
         dropped: key of the checkpoint that was left out -> why.
+        notes: what the file does not say and was taken to be as fairseq's default.
     """
 
     output: Path
     architecture: str
     weights: int
     dropped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class FairseqCheckpoint:
@@ -59,23 +64,25 @@ class FairseqCheckpoint:
         try:
             self._read(self.file.content)
         except ValueError as error:
-            self.file.__exit__()
+            self.file.close()
             raise ValueError(f"{path}: {error}") from None
 
     def __enter__(self) -> FairseqCheckpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.__exit__()
+        self.file.close()
 
     def _read(self, content: Any) -> None:
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise ValueError("not a checkpoint of fairseq: expected its weights under 'model', beside 'cfg' or 'args'")
+        if not content["model"]:
+            raise ValueError("under 'model' there is nothing; expected the weights")
         not_tensors = [key for key, value in content["model"].items() if not isinstance(value, StoredTensor)]
-        if not_tensors or not content["model"]:
+        if not_tensors:
             raise ValueError(f"under 'model' there must be tensors only, got {len(not_tensors)} other things")
         self.tensors: dict[str, StoredTensor] = {str(key): value for key, value in content["model"].items()}
-        if sum(tensor.storage.bytes for tensor in self.tensors.values()) > self.file.size:
+        if sum(tensor.bytes for tensor in self.tensors.values()) > self.file.size:  # views of one storage may be many
             raise ValueError("its tensors share their numbers, so that they would take more memory than the file has")
         model, task, criterion = find_settings(content)
         self.kind = model_name(model)
@@ -95,14 +102,13 @@ class FairseqCheckpoint:
             raise ValueError(f"its settings say encoder_layers = {layers}, but it has only {len(self.tensors)} weights")
         self.do_normalize = task.get("normalize", bool, False)
         self.symbols = stored_dictionary(content)
-        self.recipe = {
-            "feature_grad_mult": model.get(
-                "feature_grad_mult", float, self.network.get("feature_grad_mult", float, 1.0)
-            ),
-            "loss_weights": list(loss_weights(criterion)),
-            "latent_temp": as_numbers(self.network.raw("latent_temp")),
-            "require_same_masks": self.network.get("require_same_masks", bool, True),
-        }
+        self.recipe = recipe(self.network, fine_tuning, criterion)
+        self.notes = []
+        if "layer_norm_first" not in self.network:
+            self.notes.append(
+                f"{self.network.name}.layer_norm_first is not in the file; fairseq's default is taken (False: "
+                "LayerNorm before the blocks). A model trained otherwise has other outputs"
+            )
 
     def read_weights(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Our state dict in float32, and the keys that were left out with the reasons.
@@ -131,8 +137,11 @@ class FairseqCheckpoint:
         if missing or unexpected or wrong:
             lists = {"missing": missing, "unexpected": unexpected, "of another shape or kind": wrong}
             said = "; ".join(f"{len(keys)} {what} ({shorten(keys)})" for what, keys in lists.items() if keys)
+            silent = [name for name in SIZES if name not in self.network]
+            why = f". The settings do not say {', '.join(silent)}, so fairseq's defaults are expected" if silent else ""
             raise ValueError(
-                f"{self.path}: its weights do not belong to the {self.head} model that its settings describe: {said}"
+                f"{self.path}: its weights do not belong to the {self.head} model that its settings describe: "
+                f"{said}{why if wrong else ''}"
             )
         weights: dict[str, Tensor] = {}
         for theirs, ours in table.items():
@@ -195,6 +204,11 @@ def name_of(model: Settings) -> str:
 def model_name(model: Settings) -> str:
     """`wav2vec2` (pre-trained) or `wav2vec_ctc`."""
     name = name_of(model)
+    if not name:
+        raise ValueError(
+            f"its settings do not name the kind of model; expected one of {' and '.join(map(repr, MODELS))} under "
+            f"{model.name}.{'arch' if model.name == 'args' else '_name'}"
+        )
     if name not in MODELS:
         raise ValueError(
             f"it is a model of fairseq's kind {name[:80]!r}; only {' and '.join(map(repr, MODELS))} with conformer "
@@ -221,19 +235,6 @@ def inner_model(model: Settings) -> Settings:
     return inner
 
 
-def as_numbers(value: Any) -> list[float]:
-    """A list of numbers, of a list or of text such as "(2, 0.5, 0.999995)"; empty where it is neither."""
-    if isinstance(value, str):
-        value = value.strip("()[] ").split(",")
-    found = []
-    for item in value if isinstance(value, list | tuple) and len(value) < 10 else ():
-        try:
-            found.append(float(plain(item)))
-        except (TypeError, ValueError):
-            return []
-    return found
-
-
 def convert_fairseq(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -250,6 +251,7 @@ def convert_fairseq(
 
     Raises:
         ValueError: with the file and the problem.
+        OSError: the folder cannot be written.
     """
     target = Path(output)
     check_vacant(target)
@@ -258,7 +260,7 @@ def convert_fairseq(
         weights, dropped = checkpoint.read_weights()
         with new_folder(target) as folder:
             write_model(folder, checkpoint, weights, tokens)
-        return Conversion(target, MODELS[checkpoint.kind].__name__, len(weights), dropped)
+        return Conversion(target, MODELS[checkpoint.kind].__name__, len(weights), dropped, checkpoint.notes)
 
 
 def tokens_of(checkpoint: FairseqCheckpoint, dictionary: str | os.PathLike[str] | None) -> dict[str, int] | None:

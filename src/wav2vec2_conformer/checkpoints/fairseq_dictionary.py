@@ -35,8 +35,11 @@ def read_dictionary(path: str | os.PathLike[str]) -> list[str]:
         ValueError: with the file and the line.
     """
     symbols = list(SPECIAL_THERE)
+    if not Path(path).is_file():
+        problem = "is no file" if Path(path).exists() else "no such file"
+        raise ValueError(f"{path}: {problem}; expected a dictionary of letters, one `symbol count` a line")
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file in UTF-8") from None
     for number, line in enumerate(lines, 1):

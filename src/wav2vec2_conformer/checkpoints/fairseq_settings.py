@@ -9,10 +9,11 @@ from typing import Any
 from ..configuration import Wav2Vec2ConformerConfig
 from .inert import Inert
 
-__all__ = ["Settings", "configuration", "parse_conv_layers", "refuse_unsupported"]
+__all__ = ["Layered", "Settings", "configuration", "loss_weights", "parse_conv_layers", "plain", "refuse_unsupported"]
 
 LARGEST = 2**20  # of any size in a configuration
 DEEPEST = 20  # nodes in nodes, references to references
+LONGEST = 200  # characters of a reference
 CONV_LAYERS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"  # fairseq's default
 # fairseq's name, ours, type, fairseq's default. What a file does not say was not an option when it was written.
 FIELDS: tuple[tuple[str, str, type, Any], ...] = (
@@ -47,12 +48,6 @@ CHOICES: tuple[tuple[str, str, dict[str, Any], str], ...] = (
 )
 # One rate there, four here.
 DROPOUTS = ("hidden_dropout", "activation_dropout", "attention_dropout", "conformer_conv_dropout")
-# Settings of fine-tuning that replace those of the pre-trained model inside it, by their names there.
-OVERRIDES = {
-    **{name: name for name in ("dropout", "dropout_input", "mask_prob", "mask_length")},
-    **{name: name for name in ("mask_channel_prob", "mask_channel_length", "feature_grad_mult")},
-    "layerdrop": "encoder_layerdrop",
-}
 # Name, fairseq's default, the only value that can be converted.
 NEEDED: tuple[tuple[str, Any, Any], ...] = (
     ("layer_type", "transformer", "conformer"),
@@ -63,6 +58,16 @@ NEEDED: tuple[tuple[str, Any, Any], ...] = (
     ("codebook_negatives", 0, 0),
     ("quantizer_depth", 1, 1),
 )
+
+
+# Settings of fine-tuning that replace those of the pre-trained model inside it, by their names there.
+OVERRIDES = {
+    **{name: name for name in ("dropout", "dropout_input", "mask_prob", "mask_length", "feature_grad_mult")},
+    **{name: name for name in ("mask_channel_prob", "mask_channel_length")},
+    **{name: name for name in ("mask_selection", "mask_other", "no_mask_overlap")},
+    **{name: name for name in ("mask_channel_selection", "mask_channel_other", "no_mask_channel_overlap")},
+    "layerdrop": "encoder_layerdrop",
+}
 
 
 class Settings:
@@ -81,16 +86,39 @@ class Settings:
         return self.raw(name) is not None
 
     def raw(self, name: str) -> Any:
-        """A value without its wrapping; None where there is none."""
+        """A value without its wrapping; None where there is none.
+
+        Raises:
+            ValueError: it stands for a value that is not in the file.
+        """
         value = plain(self.fields.get(name))
         for _ in range(DEEPEST):
-            reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-            if reference is None:
-                return None if value == "???" else value  # omegaconf's mark of what is missing
-            value = self.root
-            for part in reference[1].split("."):
-                value = plain((fields(value) or {}).get(part))
+            if isinstance(value, str) and value == "???":
+                raise ValueError(
+                    f"{self.name}.{name} is '???', which marks a value that was never set; save the checkpoint again "
+                    "with the value"
+                )
+            if not isinstance(value, str) or "${" not in value:
+                return value
+            value = self._follow(name, value)
         raise ValueError(f"{self.name}.{name} refers to itself")
+
+    def _follow(self, name: str, reference: str) -> Any:
+        """What a reference leads to. Not fairseq's default where that is nothing: the model was built from a value."""
+        path = re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", reference) if len(reference) <= LONGEST else None
+        value = self.root
+        for part in path[1].split(".") if path else ():
+            inside = fields(value)
+            if inside is None or part not in inside:
+                path = None
+                break
+            value = plain(inside[part])
+        if path is None:
+            raise ValueError(
+                f"{self.name}.{name} refers to {reference[:80]!r}, which leads to nothing in the file; expected a "
+                "value or a reference such as '${task.normalize}'; save the checkpoint again with the value"
+            )
+        return value
 
     def part(self, name: str) -> Settings:
         """Settings inside these."""
@@ -110,8 +138,23 @@ class Settings:
         right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not right or (kind is not str and not -LARGEST <= value <= LARGEST):
             shown = f"{value!r}"[:80] if isinstance(value, str | float | bool) else f"a {type(value).__name__}"
-            raise ValueError(f"{self.name}.{name}: expected {kind.__name__} of at most {LARGEST}, got {shown}")
+            bound = f" of at most {LARGEST}" if kind in (int, float) else ""
+            raise ValueError(f"{self.name}.{name}: expected {kind.__name__}{bound}, got {shown}")
         return value
+
+
+class Layered:
+    """The network's settings, some of which those of fine-tuning replace; each is read in its own file's terms."""
+
+    def __init__(self, model: Settings, outer: Settings) -> None:
+        self.model, self.outer = model, outer
+        self.replaced = {inner: name for name, inner in OVERRIDES.items() if name in outer}
+
+    def get(self, name: str, kind: type, default: Any) -> Any:
+        """A value of a type, checked, as `Settings.get`."""
+        if name in self.replaced:
+            return self.outer.get(self.replaced[name], kind, default)
+        return self.model.get(name, kind, default)
 
 
 def fields(value: Any) -> dict[str, Any] | None:
@@ -169,11 +212,8 @@ def configuration(model: Settings, fine_tuning: Settings | None, criterion: Sett
     """
     refuse_unsupported(model)
     outer = fine_tuning or Settings({})
-    layered = Settings(
-        {**model.fields, **{inner: outer.fields[name] for name, inner in OVERRIDES.items() if name in outer}},
-        model.root,
-        model.name,
-    )
+    refuse_blank_weight(outer)
+    layered = Layered(model, outer)
     values: dict[str, Any] = {ours: layered.get(name, kind, default) for name, ours, kind, default in FIELDS}
     for name, ours, choices, usual in CHOICES:
         value = layered.get(name, str, usual)
@@ -193,7 +233,31 @@ def configuration(model: Settings, fine_tuning: Settings | None, criterion: Sett
     values["ctc_zero_infinity"] = criterion.get("zero_infinity", bool, False)
     values["final_dropout"] = outer.get("final_dropout", float, 0.0)
     values["apply_spec_augment"] = fine_tuning is None or outer.get("apply_mask", bool, False)
-    return Wav2Vec2ConformerConfig(hidden_act="swish", mask_time_min_masks=2, mask_feature_min_masks=0, **values)
+    try:
+        return Wav2Vec2ConformerConfig(hidden_act="swish", mask_time_min_masks=2, mask_feature_min_masks=0, **values)
+    except ValueError as error:
+        raise ValueError(f"{error}{names_there(str(error), model.name)}") from None
+
+
+def refuse_blank_weight(outer: Settings) -> None:
+    """Refuse a constant that fairseq adds to the blank's logit, or puts in its place; our head has none."""
+    weight = outer.get("blank_weight", float, 0.0)
+    if weight != 0:
+        mode = outer.get("blank_mode", str, "add")
+        raise ValueError(
+            f"{outer.name}.blank_weight must be 0, got {weight:g} (blank_mode {mode[:80]!r}): fairseq changes the "
+            "blank's logits by it, and the head here does not; it is not supported"
+        )
+
+
+def names_there(message: str, name: str) -> str:
+    """fairseq's names of the fields that a message of ours mentions, to be put after it."""
+    theirs = {ours: field for field, ours, *_ in (*FIELDS, *CHOICES)}
+    theirs |= dict.fromkeys(DROPOUTS, "dropout")
+    theirs |= dict.fromkeys(("conv_dim", "conv_kernel", "conv_stride"), "conv_feature_layers")
+    theirs |= {"codevector_dim": "latent_dim", "proj_codevector_dim": "final_dim", "final_dropout": "final_dropout"}
+    found = dict.fromkeys(theirs[field] for field in re.findall(r"`(\w+)`", message) if field in theirs)
+    return f" (in the file: {', '.join(f'{name}.{field}' for field in found)})" if found else ""
 
 
 def loss_weights(criterion: Settings) -> tuple[float, float]:
@@ -206,7 +270,7 @@ def loss_weights(criterion: Settings) -> tuple[float, float]:
     if value is None:
         return 0.1, 10.0
     numbers = [plain(number) for number in value] if isinstance(value, list | tuple) and len(value) <= 2 else []
-    if not numbers or not all(isinstance(number, int | float) for number in numbers):
+    if not numbers or not all(isinstance(number, int | float) and abs(number) <= LARGEST for number in numbers):
         raise ValueError(f"{criterion.name}.loss_weights must be a list of one or two numbers, such as [0.1, 10]")
     return float(numbers[0]), float(numbers[1]) if len(numbers) > 1 else 0.0
 

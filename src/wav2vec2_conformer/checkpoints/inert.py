@@ -102,6 +102,17 @@ class StoredTensor:
         """How many numbers it has."""
         return product(self.shape)
 
+    @property
+    def bytes(self) -> int:
+        """What they take in memory of their own."""
+        return self.count * ITEM_SIZES[self.storage.kind]
+
+    @property
+    def span(self) -> int:
+        """Numbers of the storage from its first to its last."""
+        steps = zip(self.shape, self.strides, strict=True)
+        return 1 + sum((size - 1) * stride for size, stride in steps) if self.count else 0
+
 
 def product(sizes: tuple[int, ...]) -> int:
     total = 1

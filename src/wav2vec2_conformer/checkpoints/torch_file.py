@@ -18,6 +18,7 @@ __all__ = ["TorchFile"]
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch before 1.6
 LEGACY_PROTOCOL = 1001
+BLOCK = 2**20  # bytes read at once to compare a checksum
 REMEDY = "Expected a checkpoint that `torch.save` wrote; fetch the file again from where it came from"
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -47,22 +48,32 @@ class TorchFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if not os.fspath(path):
+            raise ValueError("'': expected the name of a checkpoint file")
         if not self.path.is_file():
-            problem = "is a folder, not a checkpoint file" if self.path.exists() else "no such file"
-            raise ValueError(f"{path}: {problem}")
+            known = "is a folder, not a checkpoint file" if self.path.is_dir() else "is a device or pipe, not a file"
+            raise ValueError(f"{path}: {known if self.path.exists() else 'no such file'}")
         self.size = self.path.stat().st_size
+        if not self.size:
+            raise ValueError(f"{path}: the file is empty. {REMEDY}")
         self.storages: dict[str, Storage] = {}
         self.file = self.path.open("rb")
         self.archive: zipfile.ZipFile | None = None
         self.entries: dict[str, zipfile.ZipInfo] = {}  # of each storage, in the zip format
-        self.starts: dict[str, int] = {}  # first byte of each storage, in the legacy format
+        self.starts: dict[str, int] = {}  # first byte of each storage, in the legacy format or once it was compared
         try:
-            start = self.file.read(4)
+            head = self.file.read(9)
+            start = head[:4]
             self.file.seek(0)
             if start == b"PK\x03\x04":
                 self.content = self._open_zip()
             elif start[:1] == b"\x80":
                 self.content = self._open_legacy()
+            elif head[8:] == b"{" and int.from_bytes(head[:8], "little") < self.size:
+                raise UnsafePickleError(
+                    "it is a safetensors file, and none that `torch.save` wrote. Its folder may load as it is, if "
+                    "there is a config.json in it: try it as `--model`"
+                )
             else:
                 raise UnsafePickleError(f"no format of torch begins with {start!r}. {REMEDY}")
         except UnsafePickleError as error:
@@ -76,29 +87,46 @@ class TorchFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; `content` stays, and no tensor can be read any more."""
         self.file.close()
 
     def read(self, tensor: StoredTensor) -> Tensor:
-        """The numbers of a tensor, in memory of its own."""
-        storage = tensor.storage
+        """The numbers of a tensor, in memory of its own; of its storage only the part where they lie is held."""
+        storage, dtype = tensor.storage, DTYPES[tensor.storage.kind]
+        size = tensor.span * dtype.itemsize
         try:
-            if self.archive is not None:
+            if self.archive is not None and size == storage.bytes:
                 data = bytearray(self.archive.read(self.entries[storage.key]))  # compares the checksum
             else:
-                self.file.seek(self.starts[storage.key])
-                data = bytearray(self.file.read(storage.bytes))
+                self.file.seek(self._start(storage.key) + tensor.offset * dtype.itemsize)
+                data = bytearray(self.file.read(size))
         except DAMAGE as error:
             raise ValueError(f"{self.path}: a tensor is damaged ({str(error)[:200]}). {REMEDY}") from None
-        if len(data) != storage.bytes:
-            raise ValueError(f"{self.path}: a tensor of {storage.bytes} bytes has only {len(data)}. {REMEDY}")
-        dtype = DTYPES[storage.kind]
+        if len(data) != size:
+            raise ValueError(f"{self.path}: a tensor of {size} bytes has only {len(data)}. {REMEDY}")
         if not data:
             return torch.empty(tensor.shape, dtype=dtype)
         if dtype == torch.bool:
             numbers = torch.frombuffer(data, dtype=torch.uint8) != 0  # any other byte is no bool
         else:
             numbers = torch.frombuffer(data, dtype=dtype)
-        return numbers.as_strided(tensor.shape, tensor.strides, tensor.offset).clone()
+        return numbers.as_strided(tensor.shape, tensor.strides).clone()
+
+    def _start(self, key: str) -> int:
+        """The first byte of a storage; in the zip format its checksum is compared the first time."""
+        if self.archive is not None and key not in self.starts:
+            with self.archive.open(self.entries[key]) as part:
+                while part.read(BLOCK):
+                    pass
+            place = self.entries[key].header_offset
+            self.file.seek(place + 26)  # the local header: lengths of the name and of what follows it, at 26 and 28
+            lengths = self.file.read(4)
+            name, extra = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
+            self.starts[key] = place + 30 + name + extra
+        return self.starts[key]
 
     def _open_zip(self) -> Any:
         """Find each storage, and read `<name>/data.pkl`."""

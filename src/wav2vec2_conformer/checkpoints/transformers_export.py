@@ -23,6 +23,7 @@ from ..configuration import Wav2Vec2ConformerConfig
 from ..files import check_vacant, new_folder
 from ..modeling import Wav2Vec2ConformerPreTrainedModel
 from ..processing import load_processor, model_name, normalizes
+from .model_folder import find_config, load_model
 
 __all__ = ["Export", "export_transformers"]
 
@@ -67,14 +68,14 @@ def export_transformers(model: str | os.PathLike[str] | None, output: str | os.P
         output: a folder that does not exist, or is empty.
 
     Raises:
-        ValueError: transformers' classes cannot compute this model (the message names the field), weights of its head
-            are missing, or there is something at `output`.
-        OSError: there is no such model on the Hub, or it cannot be reached.
+        ValueError: with the file's name: no model or a damaged one; transformers' classes cannot compute it (the
+            message names the field), weights of its head are missing, or there is something at `output`.
+        OSError: there is no such model on the Hub, it cannot be reached, or `output` cannot be written.
     """
     target = Path(output)
     check_vacant(target)
     name = model_name(model)
-    config = Wav2Vec2ConformerConfig.from_pretrained(name)
+    config = find_config(name, "export")
     model_class = architecture_of(config, name)
     architecture: str = model_class.__name__
     for problem in inexpressible(config, architecture):
@@ -82,7 +83,7 @@ def export_transformers(model: str | os.PathLike[str] | None, output: str | os.P
             f"{name}: {problem}. This package runs it, also inside transformers' pipelines (`register_auto_classes`)"
         )
     documents = {"config.json": config_document(config, architecture), **processor_documents(name)}
-    weights = weights_of(load(name, model_class))
+    weights = weights_of(load(name, config, model_class))
     with new_folder(target) as folder:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         for file, content in documents.items():
@@ -142,13 +143,13 @@ def config_document(config: Wav2Vec2ConformerConfig, architecture: str) -> dict[
     return dict(sorted(document.items()))
 
 
-def load(name: str, model_class: Any) -> Wav2Vec2ConformerPreTrainedModel:
+def load(name: str, config: Wav2Vec2ConformerConfig, model_class: Any) -> Wav2Vec2ConformerPreTrainedModel:
     """The model in float32.
 
     Raises:
         ValueError: weights are missing that `from_pretrained` would draw at random.
     """
-    model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    model, info = load_model(name, config, model_class)
     drawn = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
     if drawn:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -29,13 +30,14 @@ class Verification:
 
     @property
     def largest(self) -> float:
-        """The largest of the differences."""
-        return max(self.compared.values())
+        """The largest of the differences; NaN if one of them is."""
+        differences = self.compared.values()
+        return math.nan if any(map(math.isnan, differences)) else max(differences)  # `max` may pass over a NaN
 
     @property
     def passed(self) -> bool:
         """Whether the two compute the same."""
-        return self.largest <= TOLERANCE  # False for NaN
+        return all(difference <= TOLERANCE for difference in self.compared.values())  # False for NaN
 
 
 def verify(path: str | os.PathLike[str], folder: str | os.PathLike[str], seconds: float = 1.0) -> Verification:
@@ -59,5 +61,6 @@ def verify(path: str | os.PathLike[str], folder: str | os.PathLike[str], seconds
             found = getattr(output, name)[0].double()
             if found.shape != tensor.shape:
                 raise ValueError(f"{folder}: {name} has the shape {tuple(found.shape)}, expected {tuple(tensor.shape)}")
-            compared[name] = float((found - tensor).abs().max() / tensor.abs().max())
+            scale = float(tensor.abs().max())
+            compared[name] = float((found - tensor).abs().max()) / (scale or 1.0)  # of nothing but zeros: as it is
     return Verification(compared)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from . import convert, export, inspect, train, transcribe
+from .messages import one_line
 
 __all__ = ["main"]
 
@@ -19,7 +20,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="wav2vec2-conformer",
-        description="Speech models of the Wav2Vec2-Conformer family: transcribe recordings, train on your own.",
+        description=(
+            "Speech models of the Wav2Vec2-Conformer family: transcribe recordings, train on your own, bring models in "
+            "from fairseq and out to transformers, look into them."
+        ),
     )
     parser.add_argument("--version", action="version", version=f"wav2vec2-conformer {version('wav2vec2-conformer')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError) as error:
-        print(f"wav2vec2-conformer: {error}", file=sys.stderr)
+        print(f"wav2vec2-conformer: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("wav2vec2-conformer: interrupted", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any
 
@@ -15,13 +16,18 @@ examples:
 
 Converts checkpoints of fairseq's Wav2Vec2-Conformer models, pre-trained or fine-tuned by CTC. Nothing in the file is
 executed. The dictionary is needed where the checkpoint does not have it. --verify computes the original model step by
-step on a second of noise and compares; the exit code is 1 if the two differ by more than 1e-4 of scale.
+step on a second of noise and compares; the exit code is 1 if the two differ by more than 1e-4 of scale. What cannot
+be converted is named on stderr, with exit code 2, and no folder is written.
 """
 
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("convert", help="turn a checkpoint of another program into a model")
+    parser = commands.add_parser(
+        "convert",
+        help="turn a checkpoint of another program into a model",
+        description="Turn a checkpoint of another program into a folder that --model takes.",
+    )
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     fairseq = sources.add_parser(
         "fairseq",
@@ -43,6 +49,8 @@ def run_fairseq(options: argparse.Namespace) -> int:
     from ..checkpoints.fairseq import convert_fairseq  # imported late: `--help` need not wait for torch
 
     done = convert_fairseq(options.checkpoint, options.output, options.dictionary)
+    for note in done.notes:
+        print(f"wav2vec2-conformer: {note}", file=sys.stderr)
     for key, reason in done.dropped.items():
         print(f"wav2vec2-conformer: left out {key}: {reason}", file=sys.stderr)
     print(f"{done.output}: {done.architecture} with {done.weights} tensors")
@@ -52,7 +60,14 @@ def run_fairseq(options: argparse.Namespace) -> int:
 
     result = verify(options.checkpoint, options.output)
     for name, difference in result.compared.items():
-        print(f"{name}: largest difference {difference:.1e} of scale")
-    if not result.passed:
+        said = f"largest difference {difference:.1e} of scale" if math.isfinite(difference) else "is not a number"
+        print(f"{name}: {said}")
+    if not math.isfinite(result.largest):
+        print(
+            "wav2vec2-conformer: an output is not a number, of the checkpoint or of the model: a weight is NaN or "
+            "infinite, or the outputs overflow. The folder should not be used",
+            file=sys.stderr,
+        )
+    elif not result.passed:
         print(f"wav2vec2-conformer: the outputs differ by more than {TOLERANCE:.0e} of scale", file=sys.stderr)
     return 0 if result.passed else 1

@@ -13,7 +13,7 @@ examples:
   wav2vec2-conformer export default for-transformers --to transformers
 
 transformers: a folder that the classes of the transformers library, 4.34 and later, load and compute the same with,
-for a clip without padding. What they cannot compute is refused, and nothing is written.
+for a clip without padding. What they cannot compute is refused: the exit code is 2, and nothing is written.
 """
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from .messages import one_line
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
@@ -21,7 +22,7 @@ examples:
 
 Says what a model is without loading its weights: size, head, letters, languages, licence, memory, speed, and what is
 wrong or easily overlooked. The speed is an estimate for this machine's CPU. Nothing is downloaded, and nothing in the
-files is executed. Where there is no model, or a damaged one, the exit code is 1.
+files is executed. Where there is no model, or a damaged one, the exit code is 2.
 """
 SHOWN = 60  # characters of a vocabulary
 
@@ -48,14 +49,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Inspect and print; 1 where there is nothing that can be inspected."""
+    """Inspect and print."""
     from ..inspection import inspect_model  # imported late: `--help` need not wait for torch
 
-    try:
-        found = inspect_model(None if options.model == "default" else options.model)
-    except (ValueError, OSError) as error:
-        print(f"wav2vec2-conformer: {one_line(str(error))}", file=sys.stderr)
-        return 1
+    found = inspect_model(None if options.model == "default" else options.model)
     if options.json:
         print(json.dumps({**dataclasses.asdict(found), "path": str(found.path)}, indent=2, ensure_ascii=False))
         return 0
@@ -91,7 +88,7 @@ def table(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "licence", found.licence or "not said"
     yield "weights", ", ".join(found.files) or "none"
     yield "stored", ", ".join(f"{numbers:,} numbers in {dtype}" for dtype, numbers in found.stored.items())
-    yield "memory", ", ".join(f"{size / 1e6:,.1f} MB in {dtype}" for dtype, size in found.memory.items())
+    yield "memory", ", ".join(f"{sized(size)} in {dtype}" for dtype, size in found.memory.items())
     yield "speed", speed(found)
     for number, pitfall in enumerate(found.pitfalls):
         yield "warnings" if number == 0 else "", pitfall.message
@@ -117,12 +114,11 @@ def speed(found: Inspection) -> str:
     )
 
 
+def sized(size: int) -> str:
+    """Bytes in words; of small models in kB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+
+
 def counted(number: int, noun: str) -> str:
     """A number and a noun in its singular or plural."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def one_line(text: str) -> str:
-    """A text in one line, with what no terminal should get written as escapes."""
-    words = " ".join(text.split())
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in words)

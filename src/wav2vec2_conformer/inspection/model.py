@@ -15,9 +15,8 @@ from transformers import Wav2Vec2Processor
 
 from ..audio import SAMPLE_RATE
 from ..auto import architecture_of
-from ..checkpoints.stored_weights import StoredWeights, is_fairseq, read_json
-from ..checkpoints.torch_file import TorchFile
-from ..configuration import Wav2Vec2ConformerConfig
+from ..checkpoints.model_folder import read_config, refusal, without_memory
+from ..checkpoints.stored_weights import StoredWeights
 from ..lengths import conv_layers, receptive_field, samples_a_frame
 from ..modeling import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerForPreTraining, Wav2Vec2ConformerModel
 from ..modeling.unused import seal_unused
@@ -29,8 +28,6 @@ __all__ = ["Inspection", "Vocabulary", "inspect_model"]
 
 WITHOUT_LABELS = (Wav2Vec2ConformerModel, Wav2Vec2ConformerForPreTraining, Wav2Vec2ConformerForCTC)
 PRECISIONS = ("float32", "bfloat16", "float16")
-DEEPEST = 1000  # layers of a network that is looked at; the large models have 31
-MOST_LABELS = 2**20
 CARD_START = 2**16  # characters of README.md in which its front matter must end
 LICENCE = re.compile(r"^license:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 ADAPTER = re.compile(r"adapter\.([A-Za-z0-9][A-Za-z0-9_-]*)\.(safetensors|bin)")
@@ -172,7 +169,7 @@ def find_folder(model: str | Path | None) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ValueError(refusal(path))
+        raise ValueError(refusal(path, "inspect"))
     cached = try_to_load_from_cache(name, "config.json")
     if not isinstance(cached, str):
         raise ValueError(
@@ -180,52 +177,6 @@ def find_folder(model: str | Path | None) -> Path:
             "(`transcribe --model`) does that"
         )
     return Path(cached).parent
-
-
-def refusal(path: Path) -> str:
-    """What to do with a file that was named in place of a folder."""
-    try:
-        with TorchFile(path) as file:
-            if is_fairseq(file.content):
-                return (
-                    f"{path}: a checkpoint of fairseq; convert it first, `wav2vec2-conformer convert fairseq {path} "
-                    "my-model`, and inspect the new folder"
-                )
-    except ValueError:
-        pass  # then it is no file of torch, or a damaged one
-    return f"{path}: expected a model's folder, with config.json and weights, got a file"
-
-
-def read_config(path: Path) -> Wav2Vec2ConformerConfig:
-    """A model's configuration, checked."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent}: there is no config.json; expected a folder as `save_pretrained` writes it")
-    content = read_json(path)
-    kind = content.get("model_type")
-    if kind != Wav2Vec2ConformerConfig.model_type:
-        raise ValueError(
-            f"{path}: a model of the kind {kind!r:.80}; only {Wav2Vec2ConformerConfig.model_type!r} can be inspected"
-        )
-    labels = content.get("num_labels")
-    if isinstance(labels, int) and labels > MOST_LABELS:  # the library would make a dictionary of so many names
-        raise ValueError(f"{path}: `num_labels` must be {MOST_LABELS} at most, got {labels}")
-    try:
-        config: Wav2Vec2ConformerConfig = Wav2Vec2ConformerConfig.from_dict(content)
-        depth = config.num_hidden_layers + config.num_adapter_layers + len(config.conv_dim) + len(config.tdnn_dim)
-    except Exception as error:  # the library raises whatever the values make it stumble over
-        raise ValueError(f"{path}: {error}") from None
-    if depth > DEEPEST:
-        raise ValueError(f"{path}: it describes a network of {depth} layers; expected {DEEPEST} at most")
-    return config
-
-
-def without_memory(architecture: Any, config: Wav2Vec2ConformerConfig, folder: Path) -> Any:
-    """The network on the meta device: names and shapes without numbers."""
-    try:
-        with torch.device("meta"):
-            return architecture(config)
-    except Exception as error:  # as above; torch has its own where sizes are beyond all measure
-        raise ValueError(f"{folder / 'config.json'}: no network can be built from it: {error}") from None
 
 
 def read_processor(folder: Path) -> tuple[Wav2Vec2Processor | None, bool | None, list[Pitfall]]:

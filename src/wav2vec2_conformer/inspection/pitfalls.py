@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import Wav2Vec2Processor
 
+from ..checkpoints.model_folder import PREFIX, Comparison, listed
 from ..checkpoints.stored_weights import StoredWeights
 from ..configuration import Wav2Vec2ConformerConfig
 from ..modeling import Wav2Vec2ConformerForCTC
 from ..modeling.positions import RotaryPositions
-from ..modeling.unused import rename_old_weight_norm
 
 __all__ = ["Pitfall", "processor_pitfalls", "training_pitfalls", "weight_pitfalls"]
 
-SHOWN = 4  # keys in a message
-PREFIX = "wav2vec2_conformer."  # of the network's keys in models with a head
 FREQUENCIES = "encoder.embed_positions.inv_freq"
 # What the configurations of the released large models say, whatever they were trained with.
 TEMPLATE = {
@@ -60,30 +58,22 @@ def weight_pitfalls(weights: StoredWeights, network: Any) -> Iterator[Pitfall]:
         weights: of the files.
         network: the model on the meta device, before its unused tensors are sealed.
     """
-    needed = network.state_dict()
-    found = by_our_names(weights.found, needed)
+    compared = Comparison(weights, network)
     if weights.absent:
         keys = sum(map(len, weights.absent.values()))
         yield Pitfall("absent_shards", f"{listed(weights.absent)} with {keys} weights: named by the index, not there")
-    elsewhere = by_our_names({key: None for keys in weights.absent.values() for key in keys}, needed)
-    lost = [key for key in needed if key not in found and key not in elsewhere and not may_lack(network, key)]
-    refused = [key for key in lost if belongs_to_network(key, needed) and not network._may_be_missing(key)]
-    if refused:
-        yield Pitfall("missing_weights", f"{listed(refused)} are not in the files, and loading will be refused")
-    drawn = [key for key in lost if key not in refused]
-    if drawn:
-        yield Pitfall("missing_weights", f"{listed(drawn)} are not in the files, and will be drawn at random")
-    unexpected = [key for key in found if key not in needed]
-    if unexpected:
-        yield Pitfall("unexpected_weights", f"{listed(unexpected)} have no place in the model, and are left out")
-    wanted = {key: (tuple(tensor.shape), not tensor.is_floating_point()) for key, tensor in needed.items()}
-    wrong = [
-        f"{key} (expected {kind(*wanted[key])}, got {kind(weight.shape, weight.whole)})"
-        for key, weight in found.items()
-        if key in wanted and wanted[key] != (weight.shape, weight.whole)
-    ]
-    if wrong:
-        yield Pitfall("misshapen_weights", f"{listed(wrong)} are not as config.json describes them")
+    if compared.refused:
+        yield Pitfall(
+            "missing_weights", f"{listed(compared.refused)} are not in the files, and loading will be refused"
+        )
+    if compared.drawn:
+        yield Pitfall("missing_weights", f"{listed(compared.drawn)} are not in the files, and will be drawn at random")
+    if compared.unexpected:
+        unexpected = listed(compared.unexpected)
+        yield Pitfall("unexpected_weights", f"{unexpected} have no place in the model, and are left out")
+    if compared.wrong:
+        yield Pitfall("misshapen_weights", f"{listed(compared.wrong)} are not as config.json describes them")
+    found = compared.found
     types = {weight.dtype for key, weight in found.items() if not key.endswith(FREQUENCIES)}
     half = sorted(types & {"float16", "bfloat16"})
     if half:
@@ -160,37 +150,3 @@ def training_pitfalls(config: Wav2Vec2ConformerConfig) -> Iterator[Pitfall]:
             "dropouts and masks are those of the released models' template, which no training used: choose them before "
             "fine-tuning (results without training do not depend on them)",
         )
-
-
-def by_our_names(found: dict[str, Any], needed: dict[str, Any]) -> dict[str, Any]:
-    """Keys of files under the names that the model has, as `from_pretrained` finds them."""
-    renamed = dict(found)
-    for prefix in ("", PREFIX):
-        rename_old_weight_norm(torch.nn.Module(), renamed, f"{prefix}encoder.pos_conv_embed.conv.")
-    if any(key.startswith(PREFIX) for key in needed) and not any(key.startswith(PREFIX) for key in renamed):
-        return {PREFIX + key if PREFIX + key in needed else key: value for key, value in renamed.items()}
-    if not any(key.startswith(PREFIX) for key in needed):
-        return {key.removeprefix(PREFIX): value for key, value in renamed.items()}
-    return renamed
-
-
-def belongs_to_network(key: str, needed: dict[str, Any]) -> bool:
-    """Whether this is a weight of the network below the head."""
-    return key.startswith(PREFIX) or not any(other.startswith(PREFIX) for other in needed)
-
-
-def may_lack(network: Any, key: str) -> bool:
-    """Whether a missing weight makes no difference."""
-    return any(part in key for part in network._keys_to_ignore_on_load_missing)
-
-
-def kind(shape: tuple[int, ...], whole: bool) -> str:
-    """A weight's shape and kind of numbers in words."""
-    return f"{shape}{' of whole numbers' if whole else ''}"
-
-
-def listed(keys: Iterable[str]) -> str:
-    """How many, and the first few."""
-    names = sorted(keys)
-    shown = ", ".join(name[:160] for name in names[:SHOWN])
-    return f"{len(names)} ({shown}{', ...' if len(names) > SHOWN else ''})"

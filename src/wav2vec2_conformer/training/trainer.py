@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from ..data import CTCBatch, LengthBucketSampler, PretrainingBatch, SpeechDataset
+from ..files import unwritable_as_one_line
 from .checkpoints import INCOMPLETE, keep_newest, remove, replace_files
 
 __all__ = ["SpeechLoader", "SpeechTrainer"]
@@ -113,15 +113,14 @@ def gradient_norm(network: nn.Module) -> float:
 
 @contextmanager
 def one_line(folder: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise where a file cannot be written into an `OSError`; delete the folder."""
+    """Turn what is raised where a file cannot be written into an `OSError` of one line; delete the folder."""
+    remedy = "what was written before is complete. Make room and go on with --resume"
     try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+        with unwritable_as_one_line(folder.parent, remedy):
+            yield
+    except OSError:
         shutil.rmtree(folder, ignore_errors=True)
-        raise OSError(
-            f"{folder.parent}: the model could not be written ({str(error).splitlines()[0]}); what was written before "
-            "is complete. Make room and go on with --resume"
-        ) from error
+        raise
 
 
 def draw_seed(*numbers: int) -> int:
