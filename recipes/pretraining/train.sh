@@ -11,14 +11,13 @@ python $here/prepare.py --data "$data" --output $work/data
 wav2vec2-conformer train pretraining --preset tiny --train $work/data/unlabelled.jsonl --dev $work/data/dev.jsonl \
     --output $work/model --no-bf16 --evaluate-every 500 --cache-gb 1.6
 
-# The released recipes fine-tune so, too: the convolutions stay as they are, and many frames are masked. The model from
-# scratch is the same network with the masks that suit one that starts from nothing, and all of it learns.
+# Both sides learn under the same masks and dropouts, and all of the network does: only where they start differs.
+python $here/start.py --model $work/model --config recipes/default-model/config.json --output $work/start
 for labels in 10min:30 1h:5; do
     name=${labels%:*} epochs=${labels#*:}
     common=(--train $work/data/labelled-$name.jsonl --dev $work/data/dev.jsonl --batch-seconds 40 --epochs "$epochs"
         --learning-rate 1e-3 --warmup 0.1 --clip 2 --bf16 --cache-gb 0.5 --evaluate-every 150)
-    wav2vec2-conformer train ctc "${common[@]}" --init $work/model --freeze-feature-encoder \
-        --output $work/pretrained-$name
+    wav2vec2-conformer train ctc "${common[@]}" --init $work/start --output $work/pretrained-$name
     wav2vec2-conformer train ctc "${common[@]}" --config recipes/default-model/config.json --output $work/scratch-$name
 done
 cp $work/model/report.png $here/pretraining.png
