@@ -15,6 +15,9 @@ __all__ = ["Wav2Vec2ConformerConfig"]
 class Wav2Vec2ConformerConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     r"""Defines a Wav2Vec2-Conformer network; every field of the transformers class with its default, and `padding`.
 
+    A released model is
+    [facebook/wav2vec2-conformer-rel-pos-large](https://huggingface.co/facebook/wav2vec2-conformer-rel-pos-large).
+
     Raises:
         ValueError: a value that no network can be built from; the message says what to write instead.
 

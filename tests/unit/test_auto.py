@@ -229,3 +229,14 @@ def test_what_others_register_meanwhile_stays() -> None:
         assert table[Wav2Vec2ConformerConfig] is Other
     finally:
         table._extra_content.pop(Wav2Vec2ConformerConfig)
+
+
+def test_transformers_own_module_is_imported_without_a_word_while_ours_are_registered() -> None:
+    """Its docstrings want a released model's name, which they look for in the registered configuration."""
+    lines = (
+        "from wav2vec2_conformer import register_auto_classes",
+        "register_auto_classes()",
+        "import transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
