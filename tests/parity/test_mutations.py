@@ -35,19 +35,18 @@ def positions_flipped(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def u_and_v_swapped(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = SelfAttention._relative
+    right = SelfAttention._attend
 
     def wrong(self: SelfAttention, *args: Any) -> Any:
         swapped = SimpleNamespace(
             pos_bias_u=self.pos_bias_v,
             pos_bias_v=self.pos_bias_u,
-            linear_pos=self.linear_pos,
             heads=self.heads,
             head_size=self.head_size,
         )
         return right(swapped, *args)
 
-    monkeypatch.setattr(SelfAttention, "_relative", wrong)
+    monkeypatch.setattr(SelfAttention, "_attend", wrong)
 
 
 def u_left_out(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
