@@ -32,16 +32,18 @@ def conv1d_channels_last(
     batch, length, _ = x.shape
     if length == 0 or length + 2 * padding < weight.shape[2]:
         return x.new_zeros(batch, 0, weight.shape[0])
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu"
-    if not plain and batch == 1 and padding == 0 and groups == 1 and weight.numel() >= SMALLEST_WEIGHT:
+    on_cpu = x.device.type == "cpu"
+    eager = on_cpu and not torch.compiler.is_compiling()
+    wide = padding == 0 and groups == 1 and weight.numel() >= SMALLEST_WEIGHT
+    if eager and wide and batch == 1 and not torch.is_grad_enabled():
         return products(x[0], weight, bias, stride).unsqueeze(0)
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if on_cpu and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if gradients_of_our_own(x):
+    if eager and torch.is_grad_enabled():
         if is_depthwise(x, weight, stride, padding):
             return cast(Tensor, Depthwise.apply(x, weight, bias))  # type: ignore[no-untyped-call]
-        if padding == 0 and groups == 1 and x.dtype.itemsize >= 4 and weight.numel() >= SMALLEST_WEIGHT:
+        if wide and x.dtype.itemsize >= 4:
             return cast(Tensor, Strided.apply(x, weight, bias, stride))  # type: ignore[no-untyped-call]
     return as_image(x, weight, bias, stride, padding, groups)
 
@@ -59,11 +61,6 @@ def as_image(
     return image.squeeze(2).transpose(1, 2)  # (B, T', O)
 
 
-def gradients_of_our_own(x: Tensor) -> bool:
-    """Whether this is a place for `Depthwise` and `Strided`, whose gradients are faster than oneDNN's."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
 def is_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether a convolution is one that `Depthwise` computes, and large enough."""
     outputs, inputs, kernel = weight.shape
@@ -74,9 +71,8 @@ def is_depthwise(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 class Depthwise(torch.autograd.Function):
     """Convolve each channel of (B, T, C) with its own odd kernel (C, 1, K) into (B, T, C).
 
-    oneDNN's gradients of it took a quarter of a training step. The input's gradient is the same convolution with the
-    kernel turned round, and the kernel's is a sum of products for each tap, 5 to 10 times as fast
-    (`benchmarks/convolutions.py`).
+    The input's gradient is the same convolution with the kernel turned round, and the kernel's is a sum of products for
+    each tap: faster than oneDNN's (`benchmarks/convolutions.py`).
     """
 
     @staticmethod
@@ -89,6 +85,7 @@ class Depthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of the input, the weight and the bias, where they are wanted."""
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
         channels, _, kernel = weight.shape
@@ -116,7 +113,7 @@ class Strided(torch.autograd.Function):
     """Convolve (B, T, C) with (O, C, K) every `stride` positions into (B, T', O).
 
     Its gradients are products with the same strided views that `products` reads, one for each stride's worth of the
-    kernel: for the long, wide layers of a feature encoder 3 times as fast as oneDNN's (`benchmarks/convolutions.py`).
+    kernel: for the long, wide layers of a feature encoder faster than oneDNN's (`benchmarks/convolutions.py`).
     """
 
     @staticmethod
@@ -130,14 +127,14 @@ class Strided(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """Of the input, the weight and the bias, where they are wanted; their types are float32 or wider."""
         x, weight = ctx.saved_tensors
         x, gradient = x.contiguous(), gradient.contiguous()
         outputs, channels, kernel = weight.shape
         frames = gradient.shape[1]
         matrix = weight.permute(2, 1, 0).reshape(kernel * channels, outputs)
-        wide = torch.promote_types(x.dtype, torch.float32)
         of_input = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        of_weight = x.new_zeros(kernel * channels, outputs, dtype=wide)
+        of_weight = torch.zeros_like(matrix) if ctx.needs_input_grad[1] else None
         for index, own in enumerate(gradient):  # (T', O)
             for first in range(0, kernel, ctx.stride):
                 taps = min(ctx.stride, kernel - first)
@@ -145,11 +142,11 @@ class Strided(torch.autograd.Function):
                 if of_input is not None:
                     view = windows(of_input[index], frames, first, taps, ctx.stride)
                     view.addmm_(own, matrix[rows].t())
-                if ctx.needs_input_grad[1]:
+                if of_weight is not None:
                     of_weight[rows] += windows(x[index], frames, first, taps, ctx.stride).t() @ own
-        of_weight = of_weight.view(kernel, channels, outputs).permute(2, 1, 0).to(weight.dtype)
-        of_bias = gradient.sum((0, 1)) if ctx.needs_input_grad[2] else None
-        return of_input, of_weight if ctx.needs_input_grad[1] else None, of_bias, None
+        if of_weight is not None:
+            of_weight = of_weight.view(kernel, channels, outputs).permute(2, 1, 0)
+        return of_input, of_weight, gradient.sum((0, 1)) if ctx.needs_input_grad[2] else None, None
 
 
 def windows(x: Tensor, frames: int, first: int, taps: int, stride: int) -> Tensor:

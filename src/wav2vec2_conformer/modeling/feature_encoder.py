@@ -117,7 +117,7 @@ class FeatureEncoder(nn.Module):
 
     def _convolve(self, x: Tensor, lengths: Tensor | None) -> Tensor:  # (B, N, 1) -> (B, T, C)
         layers = cast(list[ConvLayer], list(self.conv_layers))
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():  # whole layers, so that hooks on them see their inputs and outputs
             for index, layer in enumerate(layers):
                 x = layer(x, lengths if index == 0 else None)
             return x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,13 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["recomputed", "recomputed_by_clip"]
 
-# Bytes of a clip. What is smaller is kept: computing it twice would cost small models 10 % of a step and save little.
+# Bytes of a clip. What is smaller is kept: computing it twice would slow small models down and save little.
 LARGE = 3 * 2**20
 TOGETHER = 16 * 2**20  # bytes of the clips that are computed again at once, where each can be computed alone
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, size: int, random: bool = False) -> Tensor:
-    """Return `function(*inputs)`; of large results only the inputs are kept, and the backward pass computes them again.
+def recomputed(
+    function: Callable[..., Tensor], x: Tensor, *inputs: Tensor | None, size: int, random: bool = False
+) -> Tensor:
+    """Return `function(x, *inputs)`; of large results only the inputs are kept, and the backward pass makes them again.
 
     The second call ends where the last result that the gradients need is there: a convolution or linear layer at the
     end of `function` is not run again, for its gradients need its input and not its output. Where no gradient is
@@ -27,37 +28,39 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, size: in
 
     Args:
         function: reads what needs gradients from its arguments or from modules.
-        inputs: its arguments, the first one a tensor.
+        x: (B, ...) its first argument.
+        inputs: its other arguments.
         size: bytes that the results between its inputs and its output take, of all B clips.
         random: whether it draws random numbers; the second call draws the same.
     """
-    if is_kept(inputs[0], size):
-        return function(*inputs)
+    if is_kept(x, size):
+        return function(x, *inputs)
     out: Tensor = checkpoint(
-        function, *inputs, use_reentrant=False, preserve_rng_state=random, determinism_check="none"
+        function, x, *inputs, use_reentrant=False, preserve_rng_state=random, determinism_check="none"
     )
     return out
 
 
 def recomputed_by_clip(
-    function: Callable[..., Tensor], *inputs: Tensor | None, size: int, random: bool = False
+    function: Callable[..., Tensor], x: Tensor, *inputs: Tensor | None, size: int, random: bool = False
 ) -> Tensor:
     """The same for a function of (B, ...) tensors that treats each clip alone: some clips at a time.
 
     So the results that exist at once in the backward pass, too, stay below `TOGETHER` or are one clip's.
     """
-    if is_kept(inputs[0], size):
-        return function(*inputs)
-    clips = cast(Tensor, inputs[0]).shape[0]
-    together = max(1, TOGETHER * clips // size)
-    parts = (
-        [None if x is None else x[first : first + together] for x in inputs] for first in range(0, clips, together)
-    )
-    return torch.cat([recomputed(function, *part, size=size, random=random) for part in parts])
+    if is_kept(x, size):
+        return function(x, *inputs)
+    together = max(1, TOGETHER * x.shape[0] // size)
+    parts = []
+    for first in range(0, x.shape[0], together):
+        clips = slice(first, first + together)
+        others = (None if y is None else y[clips] for y in inputs)
+        parts.append(recomputed(function, x[clips], *others, size=size, random=random))
+    return torch.cat(parts)
 
 
-def is_kept(x: Tensor | None, size: int) -> bool:
+def is_kept(x: Tensor, size: int) -> bool:
     """Whether results of `size` bytes that depend on `x` are not computed twice."""
-    if x is None or x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return True
     return size <= LARGE * x.shape[0]  # also where there are no clips
