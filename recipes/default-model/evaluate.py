@@ -23,7 +23,7 @@ def main() -> None:
     options = parser.parse_args()
     transcriber = Transcriber.from_pretrained(options.model)
     for manifest in options.manifests:
-        utterances = read_manifest(manifest, require_text=True)
+        utterances = read_manifest(manifest, require="text")
         rates, rows = ErrorRates(), []
         results = transcriber.transcribe_many(utterance.audio for utterance in utterances)
         for utterance, result in zip(utterances, results, strict=True):

@@ -20,6 +20,7 @@ import argparse
 import json
 import random
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,9 @@ def phrase(rng: random.Random) -> str:
     )
 
 
-def speak(text: str, path: Path, rng: random.Random) -> str:
+def speak(text: str, path: Path, rng: random.Random, voices: Sequence[str] = VOICES) -> str:
     """Let espeak-ng say a text; the voice it used. A lone capital is said as the letter's name."""
-    voice = f"{rng.choice(VOICES)}+{rng.choice(VARIANTS)}"
+    voice = f"{rng.choice(voices)}+{rng.choice(VARIANTS)}"
     spoken = " ".join(f"{word}," if len(word) == 1 else word.lower() for word in text.split())
     options = ["-s", str(rng.randint(110, 190)), "-p", str(rng.randint(25, 75))]
     subprocess.run(["espeak-ng", "-v", voice, *options, "-w", str(path), spoken], check=True)

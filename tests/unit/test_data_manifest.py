@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from wav2vec2_conformer.data import ManifestError, read_manifest
+from wav2vec2_conformer.data import ManifestError, Segment, read_manifest, read_rttm, rttm_lines, speakers_of
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_reads_every_field(folder: Path) -> None:
     path = write(
         folder, {"audio": "a.wav", "text": "HI", "duration": 2, "speaker": "s", "label": "yes", "age": 6, "text2": []}
     )
-    (utterance,) = read_manifest(path, require_text=True)
+    (utterance,) = read_manifest(path, require="text")
     assert utterance.audio == folder / "a.wav"
     assert (utterance.text, utterance.duration, utterance.speaker, utterance.label, utterance.name) == (
         "HI",
@@ -66,7 +67,7 @@ def test_blank_lines_byte_order_mark_crlf_and_unicode_separators(folder: Path) -
 
 
 def test_empty_text_is_a_transcript(folder: Path) -> None:
-    (utterance,) = read_manifest(write(folder, {"audio": "a.wav", "duration": 1, "text": ""}), require_text=True)
+    (utterance,) = read_manifest(write(folder, {"audio": "a.wav", "duration": 1, "text": ""}), require="text")
     assert utterance.text == ""
 
 
@@ -95,7 +96,7 @@ def test_empty_text_is_a_transcript(folder: Path) -> None:
 def test_names_file_line_and_problem(folder: Path, line: str | bytes | dict[str, object], what: str) -> None:
     path = write(folder, {"audio": "a.wav", "text": "A", "duration": 1}, line)
     with pytest.raises(ManifestError) as caught:
-        read_manifest(path, require_text=True)
+        read_manifest(path, require="text")
     message = str(caught.value)
     assert str(path) in message
     assert "1 of 2 lines" in message
@@ -126,3 +127,46 @@ def test_missing_and_empty_manifests(folder: Path) -> None:
         read_manifest(write(folder, "", ""))
     with pytest.raises(ManifestError, match="cannot read the manifest"):
         read_manifest(folder)
+
+
+def test_segments_of_a_line_and_of_an_rttm_file(folder: Path) -> None:
+    rttm = folder / "talk.rttm"
+    rttm.write_text(
+        ";; a comment\nSPKR-INFO a 1 <NA> <NA> <NA> unknown A <NA> <NA>\n\n"
+        "SPEAKER a 1 2.5 1.25 <NA> <NA> B <NA> <NA>\nSPEAKER a 1 0.0 3.0 <NA> <NA> A <NA> <NA>\n"
+        "SPEAKER other 1 0.0 1.0 <NA> <NA> C <NA> <NA>\n"
+    )
+    written = [{"start": 2.5, "end": 3.75, "speaker": "B"}, {"start": 0, "end": 3, "speaker": "A"}]
+    lines = [
+        {"audio": "a.wav", "duration": 4, "rttm": "talk.rttm"},
+        {"audio": "a.wav", "duration": 4, "segments": written},
+    ]
+    of_file, of_line = read_manifest(write(folder, *lines), require="segments")
+    assert of_file.segments == of_line.segments == (Segment(0, 3, "A"), Segment(2.5, 3.75, "B"))
+    assert speakers_of(of_line.segments) == ["A", "B"]
+    # out and in again
+    rttm.write_text("\n".join(rttm_lines("a", of_line.segments)))
+    assert read_rttm(rttm) == {"a": list(of_line.segments)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"segments": [{"start": 1, "end": 1, "speaker": "A"}]}, "end after its start, got 1.0 to 1.0"),
+        ({"segments": [{"start": True, "end": 2, "speaker": "A"}]}, '"start" of a segment must be a number'),
+        ({"segments": [{"start": 0, "end": 2}]}, 'must be {"start", "end", "speaker"}'),
+        ({"segments": "A"}, '"segments" must be a list'),
+        ({"rttm": "none.rttm"}, "cannot be read"),
+        ({"rttm": "bad.rttm"}, "line 1: expected `SPEAKER"),
+        ({"rttm": "others.rttm"}, "has no recording 'a', but 2 others"),
+        ({"rttm": "others.rttm", "segments": []}, 'both "segments" and "rttm"'),
+        ({}, 'no "segments" field'),
+    ],
+)
+def test_unusable_segments(folder: Path, fields: dict[str, object], problem: str) -> None:
+    (folder / "bad.rttm").write_text("SPEAKER a 1 zero 1.0 <NA> <NA> A <NA> <NA>\n")
+    (folder / "others.rttm").write_text(
+        "SPEAKER b 1 0 1.0 <NA> <NA> A <NA> <NA>\nSPEAKER c 1 0 1.0 <NA> <NA> A <NA> <NA>\n"
+    )
+    with pytest.raises(ManifestError, match=re.escape(problem)):
+        read_manifest(write(folder, {"audio": "a.wav", "duration": 4, **fields}), require="segments")

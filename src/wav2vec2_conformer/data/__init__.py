@@ -5,6 +5,7 @@ from .batching import LengthBucketSampler
 from .collation import LABEL_PADDING, CTCBatch, CTCCollator, PretrainingBatch, PretrainingCollator, frames_needed
 from .dataset import SkippedItem, SpeechDataset, SpeechItem, normalize_waveform
 from .manifest import ManifestError, Utterance, normalize_text, read_manifest, read_recordings
+from .segments import Segment, SegmentError, read_rttm, rttm_lines, speakers_of
 from .vocabulary import (
     PAD_TOKEN,
     SPECIAL_TOKENS,
@@ -30,6 +31,8 @@ __all__ = [
     "ManifestError",
     "PretrainingBatch",
     "PretrainingCollator",
+    "Segment",
+    "SegmentError",
     "SkippedItem",
     "SpeechDataset",
     "SpeechItem",
@@ -47,4 +50,7 @@ __all__ = [
     "normalize_waveform",
     "read_manifest",
     "read_recordings",
+    "read_rttm",
+    "rttm_lines",
+    "speakers_of",
 ]

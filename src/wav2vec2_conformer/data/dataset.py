@@ -98,7 +98,7 @@ class SpeechDataset(Dataset[SpeechItem | SkippedItem]):
         if encoder is not None and untranscribed:
             raise ValueError(
                 f"{len(untranscribed)} of {len(utterances)} utterances have no text, the first is {untranscribed[0]};"
-                " read the manifest with `require_text=True`, or pass `encoder=None` for work without transcripts"
+                ' read the manifest with `require="text"`, or pass `encoder=None` for work without transcripts'
             )
         self.utterances = list(utterances)
         self._encoder = encoder

@@ -7,10 +7,12 @@ import logging
 import math
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..audio import AUDIO_SUFFIXES, AudioError, audio_duration
+from .segments import Segment, SegmentError, read_rttm
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ class ManifestError(ValueError):
 class Utterance:
     """One recording of a manifest.
 
-    `duration` is in seconds. `name` is the audio path as it stands in the manifest, for messages.
+    `duration` is in seconds. `name` is the audio path as it stands in the manifest, for messages. `segments` say who
+    speaks when; an empty tuple is a recording without speech, None one of which nothing is known.
     """
 
     audio: Path
@@ -35,10 +38,20 @@ class Utterance:
     speaker: str | None
     label: str | None
     name: str
+    segments: tuple[Segment, ...] | None = None
 
 
 class _LineError(Exception):
     """What is wrong with one line; collected, so that one run shows the problems of the whole file."""
+
+
+# What a manifest's line may have to hold, and what to do where it does not.
+REMEDIES = {
+    "text": "add the transcript or take the line out",
+    "label": "add the class or take the line out",
+    "speaker": "add who speaks or take the line out",
+    "segments": 'add {"start", "end", "speaker"} objects, or "rttm" with the path of an RTTM file',
+}
 
 
 def normalize_text(text: str) -> str:
@@ -49,12 +62,18 @@ def normalize_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def read_manifest(path: str | Path, *, require_text: bool = False) -> list[Utterance]:
+def read_manifest(path: str | Path, *, require: str | None = None) -> list[Utterance]:
     """Read a JSON Lines manifest (UTF-8) and check all of it, so that a long job does not stop at a late line.
 
     Fields: `audio` (a path, relative to the manifest's folder or absolute), `duration` in seconds (read from the
-    recording's header where missing), `text`, `speaker`, `label`. Other fields are ignored, and so are blank lines.
+    recording's header where missing), `text`, `speaker`, `label`, `segments` (a list of `{"start", "end", "speaker"}`
+    in seconds) or in its place `rttm` (the path of an RTTM file, whose recording is the one that is called as the
+    audio file, without its suffix, or the only one). Other fields are ignored, and so are blank lines.
     An empty `text` is a transcript too (a recording without speech); a missing or null one is not.
+
+    Args:
+        path: of the manifest.
+        require: "text", "label", "speaker" or "segments", if every line must have it.
 
     Raises:
         ManifestError: the manifest does not exist or is empty, or lines of it are unusable (the first few are shown
@@ -75,7 +94,7 @@ def read_manifest(path: str | Path, *, require_text: bool = False) -> list[Utter
         if not line.strip():
             continue
         try:
-            utterances.append(_parse_line(line, path.parent, require_text))
+            utterances.append(_parse_line(line, path.parent, require))
         except _LineError as error:
             problems.append(f"  line {number}: {error}")
 
@@ -127,7 +146,7 @@ def read_recordings(path: str | Path) -> list[Utterance]:
     return found
 
 
-def _parse_line(line: bytes, folder: Path, require_text: bool) -> Utterance:
+def _parse_line(line: bytes, folder: Path, require: str | None) -> Utterance:
     try:
         fields = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -144,25 +163,77 @@ def _parse_line(line: bytes, folder: Path, require_text: bool) -> Utterance:
         raise _LineError('no "audio" field; add the path of the recording')
     if not isinstance(name, str) or not name:
         raise _LineError(f'"audio" must be a non-empty string, got {_kind(name)}; write the path of the recording')
-    text = _text(fields, require_text)
+    text = _text(fields)
     audio = folder / name
     if not audio.is_file():
         raise _LineError(f"{name} does not exist in {folder}; paths are relative to the manifest's folder")
-    return Utterance(
+    utterance = Utterance(
         audio=audio,
         text=text,
         duration=_duration(fields, audio, name),
         speaker=_identifier(fields, "speaker"),
         label=_identifier(fields, "label"),
         name=name,
+        segments=_segments(fields, folder, audio),
     )
+    if require is not None and getattr(utterance, require) is None:
+        raise _LineError(f'no "{require}" field; {REMEDIES[require]}')
+    return utterance
 
 
-def _text(fields: dict[str, Any], require_text: bool) -> str | None:
+def _segments(fields: dict[str, Any], folder: Path, audio: Path) -> tuple[Segment, ...] | None:
+    segments, rttm = fields.get("segments"), fields.get("rttm")
+    if segments is not None and rttm is not None:
+        raise _LineError('both "segments" and "rttm"; keep one of them')
+    try:
+        if rttm is not None:
+            if not isinstance(rttm, str) or not rttm:
+                raise _LineError(f'"rttm" must be the path of an RTTM file, got {_kind(rttm)}')
+            return _segments_of_file(folder / rttm, audio.stem)
+        if segments is None:
+            return None
+        if not isinstance(segments, list):
+            raise _LineError(f'"segments" must be a list of {{"start", "end", "speaker"}}, got {_kind(segments)}')
+        return tuple(sorted(_segment(segment) for segment in segments))
+    except SegmentError as error:
+        raise _LineError(f"{error}; correct the segments") from None
+
+
+def _segment(fields: object) -> Segment:
+    if not isinstance(fields, dict) or not {"start", "end", "speaker"} <= fields.keys():
+        raise SegmentError(f'a segment must be {{"start", "end", "speaker"}}, got {_kind(fields)}')
+    for name in ("start", "end"):
+        if isinstance(fields[name], bool) or not isinstance(fields[name], int | float):
+            raise SegmentError(f'"{name}" of a segment must be a number of seconds, got {_kind(fields[name])}')
+    speaker = _identifier(fields, "speaker")
+    if speaker is None:
+        raise SegmentError('"speaker" of a segment must be a string, got null')
+    try:
+        return Segment(float(fields["start"]), float(fields["end"]), speaker)
+    except OverflowError:
+        raise SegmentError("a segment's times must be below 1e308 seconds") from None
+
+
+def _segments_of_file(path: Path, recording: str) -> tuple[Segment, ...]:
+    found = _rttm(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    if recording in found:
+        return tuple(found[recording])
+    if len(found) == 1:
+        return tuple(next(iter(found.values())))
+    if not found:
+        return ()
+    raise SegmentError(f"{path} has no recording {recording!r}, but {len(found)} others")
+
+
+@lru_cache(maxsize=1)
+def _rttm(path: Path, changed: int) -> dict[str, list[Segment]]:
+    """A file that all lines of a manifest name is read once."""
+    return read_rttm(path)
+
+
+def _text(fields: dict[str, Any]) -> str | None:
     text = fields.get("text")
     if text is None:
-        if require_text:
-            raise _LineError('no "text" field; add the transcript or take the line out')
         return None
     if not isinstance(text, str):
         raise _LineError(f'"text" must be a string, got {_kind(text)}; put the transcript in quotes')

@@ -185,8 +185,8 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, float
     set_seed(settings.seed)
     output = Path(settings.output)
     checkpoint = prepare_output(output, settings, resume)
-    train = [utterance for path in settings.train for utterance in read_manifest(path, require_text=True)]
-    dev = read_manifest(settings.dev, require_text=True)
+    train = [utterance for path in settings.train for utterance in read_manifest(path, require="text")]
+    dev = read_manifest(settings.dev, require="text")
     model, processor = prepare_model(settings, [utterance.text or "" for utterance in train])
     tokenizer = processor.tokenizer
     vocabulary = tokenizer.get_vocab()
