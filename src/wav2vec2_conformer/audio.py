@@ -13,6 +13,7 @@ import io
 import os
 import tempfile
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
@@ -38,11 +39,15 @@ __all__ = [
     "AUDIO_SUFFIXES",
     "SAMPLE_RATE",
     "AudioError",
+    "AudioHeader",
     "AudioSource",
     "audio_duration",
+    "audio_header",
     "iter_audio",
+    "iter_stored",
     "load_audio",
     "prepare_waveform",
+    "source_name",
 ]
 
 # fmt: off
@@ -87,16 +92,37 @@ def load_audio(source: AudioSource, *, sample_rate: int = SAMPLE_RATE, max_secon
             total += len(piece)
             if max_seconds is not None and total > max_seconds * sample_rate:
                 problem = f"is longer than max_seconds={max_seconds:g}; cut it, raise the bound or use iter_audio"
-                raise AudioError(_name_of(source), problem)
+                raise AudioError(source_name(source), problem)
     return np.concatenate(pieces)
 
 
-def audio_duration(source: AudioSource) -> float | None:
-    """Read a recording's length in seconds from its header, without decoding.
+def iter_stored(source: AudioSource) -> Iterator[tuple[Waveform, int]]:
+    """Decode a recording as it is stored: (N,) float32 pieces, mean over channels, each with its rate in Hz.
 
-    Returns None where the header does not say (mp3 without a Xing frame, raw aac, live webm). A truncated file has the
-    length that its header promises. Raises `AudioError` when the source cannot be opened as audio. A seekable stream is
-    left where it was.
+    For looking at a recording itself: resampling would hide where it is clipped. Raises `AudioError` as `iter_audio`.
+    """
+    with _opened(source) as (handle, name):
+        yield from decode(handle, name)
+
+
+@dataclass(frozen=True, slots=True)
+class AudioHeader:
+    """What a recording's header says, which need not be true: a truncated file has the length that it promises.
+
+    `duration` is in seconds, or None where the header does not say (mp3 without a Xing frame, raw aac, live webm);
+    `sample_rate` in Hz; `format` names container and coding, such as "flac pcm_16" or "mp3".
+    """
+
+    duration: float | None
+    sample_rate: int
+    channels: int
+    format: str
+
+
+def audio_header(source: AudioSource) -> AudioHeader:
+    """Read a recording's header, without decoding.
+
+    Raises `AudioError` when the source cannot be opened as audio. A seekable stream is left where it was.
     """
     start = source.tell() if not isinstance(source, str | bytes | os.PathLike) and _seekable(source) else None
     try:
@@ -105,12 +131,21 @@ def audio_duration(source: AudioSource) -> float | None:
             sound = open_soundfile(handle, layout, name)
             if sound is not None:
                 with sound.file as file:
-                    return float(file.frames / file.samplerate * layout.promised_per_present)
+                    promised = float(file.frames / file.samplerate * layout.promised_per_present)
+                    coding = f"{file.format} {file.subtype}".lower()
+                    return AudioHeader(promised, file.samplerate, file.channels, coding)
             with open_ffmpeg(handle, name) as (container, _):
-                return ffmpeg_promise(container, handle)
+                codec = container.streams.audio[0].codec_context
+                seconds = ffmpeg_promise(container, handle)
+                return AudioHeader(seconds, codec.sample_rate or 0, codec.channels, codec.codec.canonical_name)
     finally:
         if start is not None:
             cast(BinaryIO, source).seek(start)
+
+
+def audio_duration(source: AudioSource) -> float | None:
+    """Read a recording's length in seconds from its header; None where the header does not say. As `audio_header`."""
+    return audio_header(source).duration
 
 
 def prepare_waveform(waveform: NDArray[Any], sample_rate: int, *, to_rate: int = SAMPLE_RATE) -> Waveform:
@@ -174,7 +209,8 @@ def _blocks(pieces: Iterator[Waveform], size: int) -> Iterator[Waveform]:
 # --- sources -------------------------------------------------------------------------------------------------------
 
 
-def _name_of(source: AudioSource) -> str:
+def source_name(source: AudioSource) -> str:
+    """What messages call a source: its path, or that it is bytes or a stream."""
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
     name = getattr(source, "name", None)
@@ -188,7 +224,7 @@ def _seekable(stream: BinaryIO) -> bool:
 @contextlib.contextmanager
 def _opened(source: AudioSource) -> Iterator[tuple[BinaryIO, str]]:
     """The source as a seekable binary file that is not empty, at its start, and its name for messages."""
-    name = _name_of(source)
+    name = source_name(source)
     with contextlib.ExitStack() as stack:
         try:
             if isinstance(source, str | os.PathLike):

@@ -79,6 +79,24 @@ def read_manifest(path: str | Path, *, require: str | None = None) -> list[Utter
         ManifestError: the manifest does not exist or is empty, or lines of it are unusable (the first few are shown
             with their numbers, and all are counted).
     """
+    utterances, problems = scan_manifest(path, require=require)
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:_PROBLEMS_SHOWN])
+        more = len(problems) - _PROBLEMS_SHOWN
+        rest = f"\n  ... and {more} more" if more > 0 else ""
+        total = len(problems) + len(utterances)
+        raise ManifestError(f"{path}: {len(problems)} of {total} lines cannot be used:\n{shown}{rest}")
+    if not utterances:
+        raise ManifestError(f'{path}: the manifest is empty; write one JSON object a line, e.g. {{"audio": "a.wav"}}')
+    return utterances
+
+
+def scan_manifest(path: str | Path, *, require: str | None = None) -> tuple[list[Utterance], list[str]]:
+    """Read a manifest as `read_manifest` does; the lines that can be used, and "line N: problem" of the others.
+
+    Raises:
+        ManifestError: the manifest does not exist or cannot be read.
+    """
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -96,17 +114,8 @@ def read_manifest(path: str | Path, *, require: str | None = None) -> list[Utter
         try:
             utterances.append(_parse_line(line, path.parent, require))
         except _LineError as error:
-            problems.append(f"  line {number}: {error}")
-
-    if problems:
-        shown = "\n".join(problems[:_PROBLEMS_SHOWN])
-        more = len(problems) - _PROBLEMS_SHOWN
-        rest = f"\n  ... and {more} more" if more > 0 else ""
-        total = len(problems) + len(utterances)
-        raise ManifestError(f"{path}: {len(problems)} of {total} lines cannot be used:\n{shown}{rest}")
-    if not utterances:
-        raise ManifestError(f'{path}: the manifest is empty; write one JSON object a line, e.g. {{"audio": "a.wav"}}')
-    return utterances
+            problems.append(f"line {number}: {error}")
+    return utterances, problems
 
 
 def read_recordings(path: str | Path) -> list[Utterance]:
