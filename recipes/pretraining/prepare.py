@@ -3,7 +3,8 @@
     python recipes/pretraining/prepare.py --data ../shared/data --output runs/pretraining/data
 
 writes `unlabelled` (all train manifests of the folder, without their transcripts), `labelled-10min` and `labelled-1h`
-(utterances of librispeech-train, drawn speaker by speaker until there is enough), and `dev` (librispeech-dev).
+(utterances of librispeech-train, drawn speaker by speaker until there is enough), `dev` (librispeech-dev), and
+`config.json`: the default model's configuration with a codebook for few hours.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+DEFAULT = Path(__file__).parents[1] / "default-model" / "config.json"
+CODEBOOK = {"num_codevectors_per_group": 64, "codevector_dim": 128, "proj_codevector_dim": 128}  # as preset "tiny"
 CORPORA = ("librispeech-train", "speechocean762-train", "an4-train", "digits-train", "commands-train")
 
 
@@ -58,6 +61,8 @@ def main() -> None:
     for name, lines in manifests.items():
         (options.output / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         print(f"{name}: {len(lines)} recordings, {sum(line['duration'] for line in lines) / 3600:.2f} h")
+    config = json.loads(DEFAULT.read_text()) | CODEBOOK
+    (options.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":
