@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from . import convert, export, inspect, train, transcribe
+from . import convert, data, export, inspect, train, transcribe
 from .messages import one_line
 
 __all__ = ["main"]
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"wav2vec2-conformer {version('wav2vec2-conformer')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (transcribe, train, convert, export, inspect):
+    for command in (transcribe, train, data, convert, export, inspect):
         command.add_parser(commands)
     return parser
 

@@ -119,18 +119,19 @@ def check_coverage(
     Raises:
         ValueError: more are missing: a model trained on such labels learns to write `<unk>`.
     """
-    unknown, total = _count(texts, vocabulary)
+    unknown, total = unknown_characters(texts, vocabulary)
     missing = unknown.total()
     if missing <= limit * total:
         return unknown
     shown = ", ".join(f"{character!r} ({count})" for character, count in unknown.most_common(_CHARACTERS_SHOWN))
     raise ValueError(
         f"{what}: {missing} of {total} characters ({missing / total:.1%}, limit {limit:.1%}) are not in the vocabulary;"
-        f" the most frequent: {shown}. {_remedy(unknown, vocabulary)}"
+        f" the most frequent: {shown}. {coverage_remedy(unknown, vocabulary)}"
     )
 
 
-def _count(texts: Iterable[str], vocabulary: Mapping[str, int]) -> tuple[Counter[str], int]:
+def unknown_characters(texts: Iterable[str], vocabulary: Mapping[str, int]) -> tuple[Counter[str], int]:
+    """Return the characters that `vocabulary` lacks with their counts, and the number of all but spaces."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(normalize_text(text))
@@ -140,8 +141,8 @@ def _count(texts: Iterable[str], vocabulary: Mapping[str, int]) -> tuple[Counter
     return unknown, counts.total()
 
 
-def _remedy(unknown: Counter[str], vocabulary: Mapping[str, int]) -> str:
-    """The usual cause is a difference in case; say so where changing the case would settle more than half of it."""
+def coverage_remedy(unknown: Counter[str], vocabulary: Mapping[str, int]) -> str:
+    """Return what to do about `unknown`: where changing the case would settle more than half of it, that."""
     for case, change in (("upper", str.upper), ("lower", str.lower)):
         settled = sum(n for c, n in unknown.items() if change(c) != c and all(x in vocabulary for x in change(c)))
         if 2 * settled > unknown.total():
