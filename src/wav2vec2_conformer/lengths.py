@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .configuration import Wav2Vec2ConformerConfig
@@ -20,6 +22,8 @@ __all__ = [
     "conv_layers",
     "conv_length",
     "feature_lengths",
+    "frame_centres",
+    "frame_edges",
     "frame_mask",
     "frames_of",
     "receptive_field",
@@ -60,6 +64,21 @@ def receptive_field(layers: Iterable[tuple[int, int]]) -> tuple[int, int]:
         field += (kernel - 1) * step
         step *= stride
     return field, step
+
+
+def frame_centres(frames: NDArray[np.int64], config: Wav2Vec2ConformerConfig) -> NDArray[np.float64]:
+    """The sample in the middle of what the feature encoder sees in each of (T,) frames: 199.5, 519.5, ..."""
+    field, step = receptive_field(conv_layers(config))
+    return np.asarray(frames, np.float64) * step + (field - 1) / 2
+
+
+def frame_edges(frames: int, samples: int, config: Wav2Vec2ConformerConfig) -> NDArray[np.float64]:
+    """The (T + 1,) samples between which the T frames of a clip lie: 0, halfway between the centres, and its end.
+
+    A moment belongs to the frame whose centre is nearest, so frames -> seconds undoes seconds -> frames.
+    """
+    between = frame_centres(np.arange(1, frames), config) - receptive_field(conv_layers(config))[1] / 2
+    return np.concatenate([[0.0], between, [float(samples)]])[: frames + 1]  # without a frame, nothing to end
 
 
 def adapter_lengths(lengths: Length, config: Wav2Vec2ConformerConfig) -> Length:

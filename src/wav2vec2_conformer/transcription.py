@@ -1,41 +1,34 @@
 """Recordings of any length -> text, in memory that does not grow with the recording.
 
-A recording is read in overlapping windows; the network runs on batches of windows, of one file or of many; the windows'
-logits are stitched where both sides hear a pause.
+A recording is read in overlapping windows, whose logits are stitched where both sides hear a pause.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Wav2Vec2Processor
 
-from .audio import SAMPLE_RATE, AudioError, AudioSource, iter_audio, prepare_waveform
+from .audio import SAMPLE_RATE, AudioError
 from .checkpoints.model_folder import find_config, load_model
-from .data import normalize_waveform
 from .decoding import best_path
-from .lengths import frames_of, samples_a_frame
+from .loading import usable_device
 from .modeling import Wav2Vec2ConformerForCTC
 from .processing import DEFAULT_MODEL, load_processor, model_name
+from .recordings import Progress, Recording, Source, Window, WindowedModel, checked_source, only_result
 
 # B batch, N samples, T frames, V vocabulary
 
-__all__ = ["DEFAULT_MODEL", "Transcriber", "Transcript", "default_device"]
+__all__ = ["DEFAULT_MODEL", "Transcriber", "Transcript"]
 
 WINDOW = 30.0  # seconds
 OVERLAP = 6.0  # seconds that neighbouring windows share; they are joined inside its middle half
 PAUSE = 0.3  # seconds over which a pause is sought
-
-Source = AudioSource | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +40,15 @@ class Transcript:
 
 
 @dataclass(slots=True)
-class _Window:
-    """A piece of a recording: its samples (N,), its first frame in the recording, and whether it is the last."""
+class _Recording(Recording):
+    """With its most likely tokens so far, and the end of the last window, still open."""
 
-    recording: _Recording
-    samples: NDArray[np.float32]
-    first_frame: int
-    last: bool
-
-
-@dataclass(slots=True)
-class _Recording:
-    """A recording on its way through: most likely tokens so far, and the end of the last window, still open."""
-
-    samples: int = 0
-    error: AudioError | None = None
-    complete: bool = False
     tokens: list[Tensor] = field(default_factory=list)
     open: Tensor | None = None  # (T, V) log probabilities of the last window, from `open_frame` on
     open_frame: int = 0
 
 
-class Transcriber:
+class Transcriber(WindowedModel[_Recording, Transcript]):
     """Turns recordings into text.
 
     Args:
@@ -88,20 +68,14 @@ class Transcriber:
         device: str | torch.device = "cpu",
         batch_seconds: float = 120.0,
     ) -> None:
-        if not batch_seconds > 0:
-            raise ValueError(f"`batch_seconds` must be above 0, got {batch_seconds}; 120 is usual")
+        normalize = bool(processor.feature_extractor.do_normalize)
+        super().__init__(model, normalize=normalize, device=device, batch_seconds=batch_seconds)
         known, columns = processor.tokenizer.vocab_size, model.lm_head.out_features  # without tokens added later
         if known > columns:
             raise ValueError(f"the tokenizer knows {known} tokens, the model {columns}; they do not belong together")
-        self.device = usable_device(device)
-        self.model = nn.Module.to(model, self.device)
-        self.model.train(False)
         self.tokenizer = processor.tokenizer
-        self.normalize = bool(processor.feature_extractor.do_normalize)
-        self.batch_seconds = batch_seconds
         self.blank = int(self.tokenizer.pad_token_id)
         self.delimiter = self.tokenizer.convert_tokens_to_ids(self.tokenizer.word_delimiter_token)
-        self.stride = samples_a_frame(model.config)
 
     @classmethod
     def from_pretrained(
@@ -126,7 +100,7 @@ class Transcriber:
                 model, or there is no processor beside it.
             OSError: there is no such model on the Hub, or it cannot be reached.
         """
-        device = usable_device(device or default_device())  # before anything is loaded
+        device = usable_device(device)  # before anything is loaded
         name = model_name(model)
         config = find_config(name, "transcribe with")
         network, info = load_model(name, config, Wav2Vec2ConformerForCTC, target_lang=target_lang)
@@ -157,24 +131,10 @@ class Transcriber:
             AudioError: it is missing, empty, truncated or no audio.
             ValueError: an array without `sample_rate`, or a file with one.
         """
-        if isinstance(source, np.ndarray):
-            if sample_rate is None:
-                raise ValueError("an array of samples needs its `sample_rate` in Hz, for instance 16000; got None")
-            source = prepare_waveform(source, sample_rate)
-        elif not isinstance(source, str | bytes | os.PathLike) and not hasattr(source, "read"):
-            raise ValueError(
-                f"cannot transcribe {type(source).__name__}; expected a path, bytes, a binary stream or a numpy array "
-                "(`numpy.asarray` makes one of lists and tensors)"
-            )
-        elif sample_rate is not None:
-            raise ValueError("`sample_rate` belongs to arrays; a file says its rate itself")
-        result = next(self.transcribe_many([source]))
-        if isinstance(result, AudioError):
-            raise result
-        return result
+        return only_result(self.transcribe_many([checked_source(source, sample_rate, "transcribe")]))
 
     def transcribe_many(
-        self, sources: Iterable[Source], *, progress: Callable[[float], object] | None = None
+        self, sources: Iterable[Source], *, progress: Progress | None = None
     ) -> Iterator[Transcript | AudioError]:
         """Transcribe recordings, one result each and in their order, as soon as each is done.
 
@@ -185,84 +145,31 @@ class Transcriber:
             sources: as in `transcribe`.
             progress: called with the seconds of audio that have gone through since the last call.
         """
-        waiting: deque[_Recording] = deque()
-        batch: list[_Window] = []
+        return self._results(sources, progress, window=WINDOW, overlap=OVERLAP)
 
-        def finished() -> Iterator[Transcript | AudioError]:
-            while waiting and (waiting[0].complete or waiting[0].error is not None):
-                yield self._result(waiting.popleft())
+    def _begin(self, name: str) -> _Recording:
+        return _Recording(name)
 
-        for source in sources:
-            recording = _Recording()
-            waiting.append(recording)
-            for window in self._windows(recording, source):
-                longest = max(len(piece.samples) for piece in [*batch, window])
-                if batch and longest * (len(batch) + 1) > self.batch_seconds * SAMPLE_RATE:
-                    self._run(batch, progress)
-                    batch = []
-                    yield from finished()
-                batch.append(window)
-        if batch:
-            self._run(batch, progress)
-        yield from finished()
+    def _outputs(self, values: Tensor, mask: Tensor) -> Tensor:
+        log_probs: Tensor = self.model(values, mask).logits.float().log_softmax(-1)  # (B, T, V)
+        return log_probs
 
-    def _windows(self, recording: _Recording, source: Source) -> Iterator[_Window]:
-        """Cut a recording into windows that start on multiples of the frame stride."""
-        size = round(WINDOW * SAMPLE_RATE) // self.stride * self.stride
-        hop = round((WINDOW - OVERLAP) * SAMPLE_RATE) // self.stride * self.stride
-        kept = np.zeros(0, np.float32)
-        start = 0
-        try:
-            for block in self._blocks(source):
-                kept = np.concatenate([kept, block])
-                recording.samples += len(block)
-                while len(kept) > size:  # only more samples than a window prove that it is not the last
-                    yield _Window(recording, kept[:size], start // self.stride, last=False)
-                    kept, start = kept[hop:], start + hop
-        except AudioError as error:
-            recording.error = error
-            return
-        yield _Window(recording, kept, start // self.stride, last=True)
-
-    @staticmethod
-    def _blocks(source: Source) -> Iterator[NDArray[np.float32]]:
-        if isinstance(source, np.ndarray):
-            return iter([prepare_waveform(source, SAMPLE_RATE)])
-        return iter_audio(source, block_seconds=WINDOW)
-
-    @torch.inference_mode()
-    def _run(self, windows: list[_Window], progress: Callable[[float], object] | None) -> None:
-        """Compute a batch of windows and hand each recording its share."""
-        longest = max(len(window.samples) for window in windows)
-        values = torch.zeros(len(windows), longest)
-        mask = torch.zeros(len(windows), longest, dtype=torch.long)
-        for row, window in enumerate(windows):
-            samples = normalize_waveform(window.samples) if self.normalize and len(window.samples) else window.samples
-            values[row, : len(samples)] = torch.from_numpy(samples)
-            mask[row, : len(samples)] = 1
-        logits = self.model(values.to(self.device), mask.to(self.device)).logits
-        log_probs = logits.float().log_softmax(-1).cpu()  # (B, T, V)
-        for window, row in zip(windows, log_probs, strict=True):
-            frames = frames_of(len(window.samples), self.model.config)
-            self._join(window, row[:frames])
-            if progress is not None:
-                progress(len(window.samples) / SAMPLE_RATE if window.last else WINDOW - OVERLAP)
-
-    def _join(self, window: _Window, log_probs: Tensor) -> None:
+    def _add(self, window: Window[_Recording], output: Tensor) -> None:
         """Append a window's (T, V) log probabilities to its recording."""
+        log_probs, first_frame = output[: window.frames], window.first_frame
         recording = window.recording
         if recording.open is not None:
-            before, shared = recording.open, window.first_frame - recording.open_frame
+            before, shared = recording.open, first_frame - recording.open_frame
             cut, between = self._cut(before[shared:], log_probs)
             recording.tokens.append(before[: shared + cut].argmax(-1))
             recording.tokens.append(torch.tensor(between, dtype=torch.long))
             log_probs = log_probs[cut:]
-            window.first_frame += cut
+            first_frame += cut
         if window.last:
             recording.tokens.append(log_probs.argmax(-1))
-            recording.open, recording.complete = None, True
+            recording.open = None
         else:
-            recording.open, recording.open_frame = log_probs, window.first_frame
+            recording.open, recording.open_frame = log_probs, first_frame
 
     def _cut(self, before: Tensor, after: Tensor) -> tuple[int, list[int]]:
         """Where to go over from one window to the next.
@@ -291,11 +198,9 @@ class Transcriber:
         return cut, [self.delimiter] if delimited else []
 
     def _result(self, recording: _Recording) -> Transcript | AudioError:
-        if recording.error is not None:
-            return recording.error
         path = best_path(torch.cat(recording.tokens), self.blank)
         text = str(self.tokenizer.decode(path, group_tokens=False, skip_special_tokens=True))
-        return Transcript(text=" ".join(text.split()), duration=recording.samples / SAMPLE_RATE)
+        return Transcript(text=" ".join(text.split()), duration=recording.duration)
 
 
 def switch_language(tokenizer: Any, language: str) -> None:
@@ -307,20 +212,3 @@ def switch_language(tokenizer: Any, language: str) -> None:
             f"the tokenizer has no vocabulary for {language!r}; it has {', '.join(sorted(tokenizer.vocab))}"
         )
     tokenizer.set_target_lang(language)
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """The device of a name, if this machine and this torch can compute on it."""
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"cannot compute on device {str(device)!r} ({reason}); use cpu, or cuda where there is one"
-        ) from error
-    return torch.device(device)
-
-
-def default_device() -> str:
-    """A CUDA device if there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import speech
 from speech import RATE, TONES, Waveform, silence, speak
 from wav2vec2_conformer import AudioError, Transcriber, Transcript, Wav2Vec2ConformerConfig, transcription
+from wav2vec2_conformer import recordings as windowing
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.data import build_processor, build_vocabulary
 
@@ -484,7 +485,7 @@ def test_a_file_that_breaks_off_late_is_an_error_and_the_next_one_fine(
     transcriber: Transcriber, recordings: list[Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows_of(monkeypatch, 2.0, 1.0)
-    blocks = transcription.iter_audio
+    blocks = windowing.iter_audio
 
     def breaking(source: Any, **options: Any) -> Iterator[Waveform]:
         if source != "broken":
@@ -494,7 +495,7 @@ def test_a_file_that_breaks_off_late_is_an_error_and_the_next_one_fine(
             yield say("ABC DE")
         raise AudioError("broken", "is truncated")
 
-    monkeypatch.setattr(transcription, "iter_audio", breaking)
+    monkeypatch.setattr(windowing, "iter_audio", breaking)
     first, broken, last = transcriber.transcribe_many([recordings[2], "broken", recordings[0]])
     assert isinstance(broken, AudioError)
     assert str(broken) == "broken: is truncated"
@@ -508,7 +509,7 @@ def test_memory_does_not_grow_with_the_recording(monkeypatch: pytest.MonkeyPatch
     made: list[weakref.ref[Any]] = []
     most = [0]
 
-    class Counted(transcription._Window):  # without __slots__: it can be referred to weakly
+    class Counted(windowing.Window):  # without __slots__: it can be referred to weakly
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             made.append(weakref.ref(self))
@@ -524,7 +525,7 @@ def test_memory_does_not_grow_with_the_recording(monkeypatch: pytest.MonkeyPatch
     def peak(blocks: int) -> tuple[int, int]:
         made.clear()
         most[0] = 0
-        monkeypatch.setattr(transcription, "iter_audio", endless(blocks))
+        monkeypatch.setattr(windowing, "iter_audio", endless(blocks))
         oracle = Oracle()
         transcriber = Transcriber(oracle, processor(), batch_seconds=8.0)  # type: ignore[arg-type]
         tracemalloc.start()
@@ -539,7 +540,7 @@ def test_memory_does_not_grow_with_the_recording(monkeypatch: pytest.MonkeyPatch
         assert most[0] <= 6  # a batch of 4, the one that is being cut, and the loop's
         return most[0], highest
 
-    monkeypatch.setattr(transcription, "_Window", Counted)
+    monkeypatch.setattr(windowing, "Window", Counted)
     peak(2)  # what is imported and kept once
     _, short = peak(10)
     _, long = peak(100)

@@ -1,0 +1,244 @@
+"""Recordings of any length through a network, in memory that does not grow with them.
+
+A recording is read in windows; the network runs on batches of windows, of one recording or of many, each window
+normalised alone and masked, so that no result depends on what else is in the batch. What the network says of a
+recording's windows is put together by the task: transcription, classification, verification, diarization.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .audio import SAMPLE_RATE, AudioError, AudioSource, iter_audio, prepare_waveform, source_name
+from .data import normalize_waveform
+from .lengths import frames_of, samples_a_frame
+from .loading import usable_device
+
+# B batch, N samples, T frames
+
+__all__ = [
+    "AveragedRecording",
+    "Progress",
+    "Recording",
+    "Source",
+    "Window",
+    "WindowedModel",
+    "checked_source",
+    "only_result",
+]
+
+Source = AudioSource | NDArray[Any]
+Progress = Callable[[float], object]  # called with the seconds of audio that have gone through since the last call
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Recording:
+    """A recording on its way through; a task adds what it keeps of it."""
+
+    name: str
+    samples: int = 0
+    error: AudioError | None = None
+    complete: bool = False
+
+    @property
+    def duration(self) -> float:
+        """Seconds that have been read."""
+        return self.samples / SAMPLE_RATE
+
+
+@dataclass(slots=True)
+class AveragedRecording(Recording):
+    """With the sum of the rows (C,) of its windows, each times its window's frames."""
+
+    total: Tensor | None = None
+    frames: int = 0
+
+    def add(self, row: Tensor, frames: int) -> None:
+        """Take the row of a window of so many frames."""
+        share = row.double() * frames  # a window without a frame says nothing
+        self.total = share if self.total is None else self.total + share
+        self.frames += frames
+
+    def mean(self) -> Tensor | AudioError:
+        """(C,) float64 mean over the recording's frames; an error where there is none."""
+        if self.total is None or self.frames == 0:
+            return AudioError(self.name, f"is too short ({self.duration:.3f} s): it holds no frame of the network")
+        return self.total / self.frames
+
+
+R = TypeVar("R", bound=Recording)
+
+
+@dataclass(slots=True)
+class Window(Generic[R]):
+    """A piece of a recording: its samples (N,), where its frames begin and how many they are, and if it is last."""
+
+    recording: R
+    samples: NDArray[np.float32]
+    first_frame: int
+    frames: int
+    last: bool
+
+
+class WindowedModel(ABC, Generic[R, Result]):
+    """A network and how it is run on recordings.
+
+    Args:
+        model: with or without a head.
+        normalize: whether each window is given mean 0 and variance 1, as its feature extractor says.
+        device: where to compute.
+        batch_seconds: seconds of audio, padding included, that the network sees at once; at least one window.
+    """
+
+    def __init__(self, model: Any, *, normalize: bool, device: str | torch.device, batch_seconds: float) -> None:
+        if not batch_seconds > 0:
+            raise ValueError(f"`batch_seconds` must be above 0, got {batch_seconds}; 120 is usual")
+        self.device = usable_device(device)
+        self.model = nn.Module.to(model, self.device)
+        self.model.train(False)
+        self.normalize = normalize
+        self.batch_seconds = batch_seconds
+        self.stride = samples_a_frame(model.config)
+
+    @abstractmethod
+    def _begin(self, name: str) -> R:
+        """A recording of which nothing has been read."""
+
+    @abstractmethod
+    def _outputs(self, values: Tensor, mask: Tensor) -> Tensor:
+        """What the task needs of a batch (B, N) and its mask (B, N): a row a window."""
+
+    @abstractmethod
+    def _add(self, window: Window[R], output: Tensor) -> None:
+        """Take the network's row on a window, of a recording's windows in their order."""
+
+    @abstractmethod
+    def _result(self, recording: R) -> Result | AudioError:
+        """What came out of a recording whose windows have all been added."""
+
+    def _results(
+        self, sources: Iterable[Source], progress: Progress | None, *, window: float, overlap: float
+    ) -> Iterator[Result | AudioError]:
+        """One result a recording, in their order, as soon as each is done; an `AudioError` where one cannot be read.
+
+        Args:
+            sources: paths, bytes, binary streams, or arrays of mono samples at 16 kHz.
+            progress: told the seconds of audio done.
+            window: seconds that the network sees of a recording at once.
+            overlap: seconds that neighbouring windows share.
+        """
+        waiting: deque[R] = deque()
+        batch: list[Window[R]] = []
+
+        def finished() -> Iterator[Result | AudioError]:
+            while waiting and (waiting[0].complete or waiting[0].error is not None):
+                recording = waiting.popleft()
+                yield self._result(recording) if recording.error is None else recording.error
+
+        def run() -> None:
+            self._run(batch, progress, window - overlap)
+            batch.clear()
+
+        for source in sources:
+            recording = self._begin("waveform" if isinstance(source, np.ndarray) else source_name(source))
+            waiting.append(recording)
+            for piece in self._windows(recording, source, window, overlap):
+                longest = max(len(other.samples) for other in [*batch, piece])
+                if batch and longest * (len(batch) + 1) > self.batch_seconds * SAMPLE_RATE:
+                    run()
+                    yield from finished()
+                batch.append(piece)
+        if batch:
+            run()
+        yield from finished()
+
+    def _windows(self, recording: R, source: Source, window: float, overlap: float) -> Iterator[Window[R]]:
+        """Cut a recording into windows that start on multiples of the frame stride."""
+        size = round(window * SAMPLE_RATE) // self.stride * self.stride
+        hop = round((window - overlap) * SAMPLE_RATE) // self.stride * self.stride
+        kept = np.zeros(0, np.float32)
+        start = 0
+
+        def cut(samples: NDArray[np.float32], *, last: bool) -> Window[R]:
+            frames = frames_of(len(samples), self.model.config)
+            return Window(recording, samples, start // self.stride, frames, last=last)
+
+        try:
+            for block in blocks_of(source, window):
+                kept = np.concatenate([kept, block])
+                recording.samples += len(block)
+                while len(kept) > size:  # only more samples than a window prove that it is not the last
+                    yield cut(kept[:size], last=False)
+                    kept, start = kept[hop:], start + hop
+        except AudioError as error:
+            recording.error = error
+            return
+        yield cut(kept, last=True)
+
+    @torch.inference_mode()
+    def _run(self, windows: list[Window[R]], progress: Progress | None, hop: float) -> None:
+        """Compute a batch of windows and hand each recording its share."""
+        longest = max(len(window.samples) for window in windows)
+        values = torch.zeros(len(windows), longest)
+        mask = torch.zeros(len(windows), longest, dtype=torch.long)
+        for row, window in enumerate(windows):
+            samples = normalize_waveform(window.samples) if self.normalize and len(window.samples) else window.samples
+            values[row, : len(samples)] = torch.from_numpy(samples)
+            mask[row, : len(samples)] = 1
+        outputs = self._outputs(values.to(self.device), mask.to(self.device)).cpu()
+        for window, output in zip(windows, outputs, strict=True):
+            self._add(window, output)
+            window.recording.complete = window.last
+            if progress is not None:
+                progress(len(window.samples) / SAMPLE_RATE if window.last else hop)
+
+
+def blocks_of(source: Source, seconds: float) -> Iterator[NDArray[np.float32]]:
+    """The samples of a source at 16 kHz, piece by piece."""
+    if isinstance(source, np.ndarray):
+        return iter([prepare_waveform(source, SAMPLE_RATE)])
+    return iter_audio(source, block_seconds=seconds)
+
+
+def checked_source(source: Source, sample_rate: int | None, verb: str) -> Source:
+    """A source with the rate that an array needs and that nothing else may have, ready for `_results`.
+
+    Args:
+        source: a path, the bytes of a file, a binary stream, or an array (N,) or (channels, N) of samples.
+        sample_rate: of an array, in Hz.
+        verb: what is to be done with it, for the message.
+
+    Raises:
+        ValueError: an array without a rate, a file with one, or something else.
+    """
+    if isinstance(source, np.ndarray):
+        if sample_rate is None:
+            raise ValueError("an array of samples needs its `sample_rate` in Hz, for instance 16000; got None")
+        return prepare_waveform(source, sample_rate)
+    if not isinstance(source, str | bytes | os.PathLike) and not hasattr(source, "read"):
+        raise ValueError(
+            f"cannot {verb} {type(source).__name__}; expected a path, bytes, a binary stream or a numpy array "
+            "(`numpy.asarray` makes one of lists and tensors)"
+        )
+    if sample_rate is not None:
+        raise ValueError("`sample_rate` belongs to arrays; a file says its rate itself")
+    return source
+
+
+def only_result(results: Iterator[Result | AudioError]) -> Result:
+    """The result of a single recording, or its error raised."""
+    result = next(results)
+    if isinstance(result, AudioError):
+        raise result
+    return result

@@ -1,0 +1,179 @@
+"""Recordings of any length -> vectors that say who speaks, and whether two of them are the same speaker."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+from .audio import AudioError
+from .loading import load_head, usable_device
+from .modeling import Wav2Vec2ConformerForXVector
+from .processing import model_name
+from .recordings import (
+    AveragedRecording,
+    Progress,
+    Source,
+    Window,
+    WindowedModel,
+    checked_source,
+    only_result,
+)
+
+# B batch, N samples, X width of the embedding
+
+__all__ = ["CALIBRATION", "SpeakerEncoder", "similarity"]
+
+WINDOW = 30.0  # seconds
+CALIBRATION = "verification.json"  # {"threshold": ...}, beside a model
+
+
+def similarity(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Cosine of the angle between two vectors (X,), in [-1, 1]; 0 where one of them is zero and has no direction.
+
+    Raises:
+        ValueError: the vectors are not of one width.
+    """
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"expected two vectors of one width, got shapes {a.shape} and {b.shape}; embed both alike")
+    return float(np.clip(unit_length(a.astype(np.float64)) @ unit_length(b.astype(np.float64)), -1, 1))
+
+
+def unit_length(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(X,) with length 1; the zero vector stays."""
+    largest = np.abs(vector).max(initial=0.0)  # whose squares neither overflow nor vanish
+    if largest == 0:
+        return vector
+    scaled = vector / largest
+    unit: NDArray[np.float64] = scaled / np.linalg.norm(scaled)
+    return unit
+
+
+class SpeakerEncoder(WindowedModel[AveragedRecording, NDArray[np.float32]]):
+    """Gives a recording's speaker as a vector of unit length: the nearer two vectors, the likelier one speaker.
+
+    It is the x-vector model's `embeddings`, scaled. A recording of up to 30 s is seen at once. A longer one is cut into
+    windows of 30 s, and its vector is the mean of their embeddings, weighted by their frames, then scaled.
+
+    Args:
+        model: an x-vector model.
+        normalize: whether waveforms are normalised, as its feature extractor says; each window alone.
+        threshold: the cosine similarity from which on two recordings are taken for one speaker; `None`: unknown.
+        device: where to compute.
+        batch_seconds: seconds of audio, padding included, that the network sees at once; at least one window of up to
+            30 s.
+    """
+
+    def __init__(
+        self,
+        model: Wav2Vec2ConformerForXVector,
+        *,
+        normalize: bool,
+        threshold: float | None = None,
+        device: str | torch.device = "cpu",
+        batch_seconds: float = 120.0,
+    ) -> None:
+        super().__init__(model, normalize=normalize, device=device, batch_seconds=batch_seconds)
+        self.threshold = threshold
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        batch_seconds: float = 120.0,
+    ) -> Self:
+        """Load a model, and the threshold of the file `verification.json` beside it, where there is one.
+
+        Args:
+            model: a folder, such as `train xvector` leaves, or a Hub id.
+            device: `None`: a CUDA device if there is one, else the CPU.
+            batch_seconds: as in the constructor.
+
+        Raises:
+            ValueError: as `load_head` raises it: no model, a damaged one, or one of another kind; or
+                `verification.json` holds no threshold.
+            OSError: there is no such model on the Hub, or it cannot be reached.
+        """
+        device = usable_device(device)  # before anything is loaded
+        network, normalize = load_head(
+            model,
+            Wav2Vec2ConformerForXVector,
+            purpose="compare speakers with",
+            unused=("classifier.", "objective."),  # of training: they come after the embedding
+        )
+        threshold = read_threshold(model_name(model))
+        return cls(network, normalize=normalize, threshold=threshold, device=device, batch_seconds=batch_seconds)
+
+    def embed(self, source: Source, *, sample_rate: int | None = None) -> NDArray[np.float32]:
+        """The vector (X,) of one recording's speaker, of length 1.
+
+        Args:
+            source: a path, the bytes of a file, a binary stream, or an array (N,) or (channels, N) of samples.
+            sample_rate: of an array, in Hz; needed there and refused elsewhere.
+
+        Raises:
+            AudioError: it is missing, empty, truncated, no audio, or too short for a frame.
+            ValueError: an array without `sample_rate`, or a file with one.
+        """
+        return only_result(self.embed_many([checked_source(source, sample_rate, "embed")]))
+
+    def embed_many(
+        self, sources: Iterable[Source], *, progress: Progress | None = None
+    ) -> Iterator[NDArray[np.float32] | AudioError]:
+        """Vectors (X,) of recordings, one each and in their order, as soon as each is done.
+
+        A recording that `embed` would refuse gives its `AudioError` in place of a vector; the others go on. Arrays are
+        taken to be mono at 16 kHz.
+
+        Args:
+            sources: as in `embed`.
+            progress: called with the seconds of audio that have gone through since the last call.
+        """
+        return self._results(sources, progress, window=WINDOW, overlap=0.0)
+
+    def _begin(self, name: str) -> AveragedRecording:
+        return AveragedRecording(name)
+
+    def _outputs(self, values: Tensor, mask: Tensor) -> Tensor:
+        embeddings: Tensor = self.model(values, mask).embeddings.float()  # (B, X)
+        return embeddings
+
+    def _add(self, window: Window[AveragedRecording], output: Tensor) -> None:
+        window.recording.add(output, window.frames)
+
+    def _result(self, recording: AveragedRecording) -> NDArray[np.float32] | AudioError:
+        mean = recording.mean()
+        return mean if isinstance(mean, AudioError) else unit_length(mean.numpy()).astype(np.float32)
+
+
+def read_threshold(model: str) -> float | None:
+    """The threshold in `verification.json` beside a model (a folder or a Hub id), or None where there is no such file.
+
+    Raises:
+        ValueError: the file holds no threshold.
+    """
+    path = cached_file(model, CALIBRATION, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    expected = 'expected {"threshold": ...}, a number from -1 to 1'
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {expected}") from error
+    threshold = content.get("threshold") if isinstance(content, dict) else None
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        raise ValueError(f"{path}: got {str(content)[:80]!r}; {expected}")
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"{path}: got a threshold of {threshold}; {expected}")
+    return float(threshold)
