@@ -2,7 +2,19 @@
 
 from .augmentation import Augmentation, add_noise, change_speed, narrow_band
 from .batching import LengthBucketSampler
-from .collation import LABEL_PADDING, CTCBatch, CTCCollator, PretrainingBatch, PretrainingCollator, frames_needed
+from .collation import (
+    LABEL_PADDING,
+    ClassBatch,
+    ClassCollator,
+    CTCBatch,
+    CTCCollator,
+    FrameBatch,
+    FrameCollator,
+    PretrainingBatch,
+    PretrainingCollator,
+    frames_needed,
+    speaker_activity,
+)
 from .dataset import SkippedItem, SpeechDataset, SpeechItem, normalize_waveform
 from .manifest import ManifestError, Utterance, normalize_text, read_manifest, read_recordings
 from .segments import Segment, SegmentError, read_rttm, rttm_lines, speakers_of
@@ -27,6 +39,10 @@ __all__ = [
     "Augmentation",
     "CTCBatch",
     "CTCCollator",
+    "ClassBatch",
+    "ClassCollator",
+    "FrameBatch",
+    "FrameCollator",
     "LengthBucketSampler",
     "ManifestError",
     "PretrainingBatch",
@@ -52,5 +68,6 @@ __all__ = [
     "read_recordings",
     "read_rttm",
     "rttm_lines",
+    "speaker_activity",
     "speakers_of",
 ]

@@ -1,18 +1,21 @@
-"""Items -> a batch: padded for CTC, cropped and masked for pre-training."""
+"""Items -> a batch: padded for CTC, for classes and for speakers a frame; cropped and masked for pre-training."""
 
-# B batch, N samples, T frames, L labels, K negatives
+# B batch, N samples, T frames, L labels, K negatives, S speakers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..audio import SAMPLE_RATE
-from .dataset import SkippedItem, SpeechItem
+from .dataset import SkippedItem, SpeechItem, Waveform
+from .segments import Segment, speakers_of
 
 # The index that Wav2Vec2ForCTC and its relatives leave out of the loss.
 LABEL_PADDING = -100
@@ -54,6 +57,23 @@ def sort_out(
     return kept, skipped
 
 
+def pad(waveforms: Sequence[Waveform]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waveforms (N,) -> `input_values` (B, N), padded with 0 on the right, and `attention_mask` (B, N), 1 = real."""
+    samples = max((len(waveform) for waveform in waveforms), default=0)
+    input_values = torch.zeros(len(waveforms), samples)
+    attention_mask = torch.zeros(len(waveforms), samples, dtype=torch.long)
+    for row, waveform in enumerate(waveforms):
+        input_values[row, : len(waveform)] = torch.from_numpy(waveform)
+        attention_mask[row, : len(waveform)] = 1
+    return input_values, attention_mask
+
+
+def crop_start(item: SpeechItem, longest: int | None) -> int:
+    """Where a crop of at most `longest` samples begins in an item; a function of the item's draw alone."""
+    room = len(item["input_values"]) - longest if longest else 0
+    return int(np.random.default_rng(item["draw"]).integers(room + 1)) if room > 0 else 0
+
+
 class CTCCollator:
     """Pads items to the longest of the batch and leaves out those that CTC cannot learn from.
 
@@ -68,16 +88,11 @@ class CTCCollator:
 
     def __call__(self, items: Sequence[SpeechItem | SkippedItem]) -> CTCBatch:
         kept, skipped = sort_out(items, self._too_short)
-        samples = max((len(item["input_values"]) for item in kept), default=0)
+        input_values, attention_mask = pad([item["input_values"] for item in kept])
         length = max((len(item["labels"]) for item in kept), default=0)
-        input_values = torch.zeros(len(kept), samples)
-        attention_mask = torch.zeros(len(kept), samples, dtype=torch.long)
         labels = torch.full((len(kept), length), LABEL_PADDING, dtype=torch.long)
         for row, item in enumerate(kept):
-            waveform, ids = torch.from_numpy(item["input_values"]), item["labels"]
-            input_values[row, : len(waveform)] = waveform
-            attention_mask[row, : len(waveform)] = 1
-            labels[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+            labels[row, : len(item["labels"])] = torch.tensor(item["labels"], dtype=torch.long)
         return CTCBatch(
             input_values=input_values,
             attention_mask=attention_mask,
@@ -93,6 +108,130 @@ class CTCCollator:
         if frames >= max(1, needed):
             return None
         return f"{frames} frames, but its {len(item['labels'])} labels need {max(1, needed)}"
+
+
+class ClassBatch(TypedDict):
+    """A batch of whole clips; pop `skipped_names` before calling the model with the rest.
+
+    `input_values` (B, N) float32, padded with 0; `attention_mask` (B, N) long, 1 = real; `labels` (B,) long class ids,
+    -100 where an utterance's class is not one of the model's.
+    """
+
+    input_values: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    skipped_names: list[str]
+
+
+class ClassCollator:
+    """Pads items to the longest of the batch, each with the class that its manifest line names.
+
+    Args:
+        ids: class -> id.
+        field: of the manifest's line: "label" or "speaker".
+        frames_of: samples -> frames of the model; clips without a frame are left out and named. See `CTCCollator`.
+        longest: samples to which longer clips are cut, at a random place; None: they stay whole.
+    """
+
+    def __init__(
+        self, ids: Mapping[str, int], field: str, frames_of: Callable[[int], int], *, longest: int | None = None
+    ) -> None:
+        self._ids, self._field, self._frames_of, self._longest = dict(ids), field, frames_of, longest
+
+    def __call__(self, items: Sequence[SpeechItem | SkippedItem]) -> ClassBatch:
+        kept, skipped = sort_out(items, partial(without_frame, frames_of=self._frames_of))
+        starts = [crop_start(item, self._longest) for item in kept]
+        input_values, attention_mask = pad(
+            [item["input_values"][start:][: self._longest] for item, start in zip(kept, starts, strict=True)]
+        )
+        ids = [self._ids.get(getattr(item["utterance"], self._field), LABEL_PADDING) for item in kept]
+        return ClassBatch(
+            input_values=input_values,
+            attention_mask=attention_mask,
+            labels=torch.tensor(ids, dtype=torch.long),
+            skipped_names=skipped,
+        )
+
+
+class FrameBatch(TypedDict):
+    """A batch with speakers a frame; pop `skipped_names` before calling the model with the rest.
+
+    `input_values` (B, N) float32, padded with 0; `attention_mask` (B, N) long, 1 = real; `labels` (B, T, S) float32:
+    1 where a speaker speaks, -100 in padded frames. The order of the speakers means nothing.
+    """
+
+    input_values: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    skipped_names: list[str]
+
+
+class FrameCollator:
+    """Pads items to the longest of the batch, and says who of them speaks in each frame.
+
+    Args:
+        frames_of: samples -> frames of the model. See `CTCCollator`.
+        centres: (T,) frame indices -> the sample in each frame's middle, at which its speakers are looked up.
+        speakers: S, of the model. A crop with more is left out and named.
+        longest: samples to which longer recordings are cut, at a random place; None: they stay whole.
+    """
+
+    def __init__(
+        self,
+        frames_of: Callable[[int], int],
+        centres: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]],
+        speakers: int,
+        *,
+        longest: int | None = None,
+    ) -> None:
+        self._frames_of, self._centres, self._speakers, self._longest = frames_of, centres, speakers, longest
+
+    def __call__(self, items: Sequence[SpeechItem | SkippedItem]) -> FrameBatch:
+        whole, skipped = sort_out(items, partial(without_frame, frames_of=self._frames_of))
+        waveforms: list[Waveform] = []
+        activities: list[npt.NDArray[np.float32]] = []
+        for item in whole:
+            start = crop_start(item, self._longest)
+            waveform = item["input_values"][start:][: self._longest]
+            activity = self._activity(item, start, self._frames_of(len(waveform)))
+            if activity.shape[1] > self._speakers:
+                skipped.append(
+                    f"{item['name']}: {activity.shape[1]} speakers, but the model tells {self._speakers} apart"
+                )
+                continue
+            waveforms.append(waveform)
+            activities.append(activity)
+        input_values, attention_mask = pad(waveforms)
+        frames = max((len(activity) for activity in activities), default=0)
+        labels = torch.full((len(waveforms), frames, self._speakers), float(LABEL_PADDING))
+        for row, activity in enumerate(activities):
+            labels[row, : len(activity)] = 0
+            labels[row, : len(activity), : activity.shape[1]] = torch.from_numpy(activity)
+        return FrameBatch(
+            input_values=input_values, attention_mask=attention_mask, labels=labels, skipped_names=skipped
+        )
+
+    def _activity(self, item: SpeechItem, start: int, frames: int) -> npt.NDArray[np.float32]:
+        """(frames, speakers who speak in them), 1 where one does."""
+        samples = start + self._centres(np.arange(frames))
+        seconds = samples / SAMPLE_RATE / item["stretch"]
+        activity = speaker_activity(item["utterance"].segments or (), seconds)
+        return activity[:, activity.any(0)]
+
+
+def speaker_activity(segments: Sequence[Segment], seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """(T, speakers) 1 where a speaker speaks at (T,) `seconds`; the speakers in the order of their first segments."""
+    speakers = speakers_of(segments)
+    activity = np.zeros((len(seconds), len(speakers)), np.float32)
+    for segment in segments:
+        activity[(seconds >= segment.start) & (seconds < segment.end), speakers.index(segment.speaker)] = 1
+    return activity
+
+
+def without_frame(item: SpeechItem, *, frames_of: Callable[[int], int]) -> str | None:
+    """The reason to leave an item out if it is too short for a frame."""
+    samples = len(item["input_values"])
+    return None if frames_of(samples) > 0 else f"{samples / SAMPLE_RATE:.3f} s are too short for one frame"
 
 
 class PretrainingBatch(TypedDict):

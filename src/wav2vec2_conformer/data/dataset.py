@@ -29,7 +29,8 @@ _CACHE_MARGIN_SAMPLES = SAMPLE_RATE // 20
 class SpeechItem(TypedDict):
     """One utterance, ready for a collator: `input_values` (N,) float32, `labels` the vocabulary ids of `text`.
 
-    `draw` is a random number of (seed, epoch, index), for what is drawn batch by batch.
+    `draw` is a random number of (seed, epoch, index), for what is drawn batch by batch. `stretch` is how many times as
+    long as the recording the waveform is: augmentation may have changed its speed.
     """
 
     input_values: Waveform
@@ -38,6 +39,8 @@ class SpeechItem(TypedDict):
     draw: int
     index: int
     name: str
+    utterance: Utterance
+    stretch: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class SpeechDataset(Dataset[SpeechItem | SkippedItem]):
             return SkippedItem(index, utterance.name, str(error))
         generator = np.random.default_rng([self._seed, int(self._epoch.item()), index])
         draw = int(generator.integers(2**62))
+        recorded = waveform.size
         if self._augment is not None:
             waveform = self._augment(waveform, generator)
         # One NaN would spread to every weight of the model at the next step.
@@ -140,7 +144,16 @@ class SpeechDataset(Dataset[SpeechItem | SkippedItem]):
             waveform = normalize_waveform(waveform)
         text = utterance.text or ""
         labels = self._encoder.encode(text) if self._encoder is not None else []
-        return SpeechItem(input_values=waveform, labels=labels, text=text, draw=draw, index=index, name=utterance.name)
+        return SpeechItem(
+            input_values=waveform,
+            labels=labels,
+            text=text,
+            draw=draw,
+            index=index,
+            name=utterance.name,
+            utterance=utterance,
+            stretch=waveform.size / recorded,
+        )
 
     def _waveform(self, index: int) -> Waveform:
         quantized = self._cache.get(index) if self._cache is not None else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# B batch, T frames, V vocabulary, S labels, P width of a comparison, G codebook groups, K negatives
+# B batch, T frames, V vocabulary, S labels or speakers, P width of a comparison, G codebook groups, K negatives
 
 __all__ = [
     "IGNORED",
@@ -20,6 +21,7 @@ __all__ = [
     "ctc_loss",
     "diversity_loss",
     "multi_label_loss",
+    "permutation_invariant_loss",
 ]
 
 
@@ -224,6 +226,31 @@ def multi_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
     wanted, weight = targets.clamp(min=0).to(wide.dtype), counted.to(wide.dtype)
     total = F.binary_cross_entropy_with_logits(wide, wanted, weight, reduction="sum")
     return total / counted.sum().clamp(min=1)
+
+
+def permutation_invariant_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy of speakers a frame, under the assignment of outputs to speakers that is best for each clip.
+
+    Source: Fujita et al. 2019, "End-to-end neural speaker diarization with permutation-free objectives". All S!
+    assignments are compared.
+
+    Args:
+        logits: (B, T, S).
+        targets: (B, T, S), 1 where a speaker speaks, 0 where not, -100 in frames that do not count.
+
+    Returns:
+        () in at least float32: the sum over the frames that count of the mean over their S outputs.
+    """
+    wide, counted = _at_least_float32(logits), targets[..., :1] >= 0  # (B, T, 1)
+    wide = wide.masked_fill(~counted, 0)
+    wanted = targets.masked_fill(~counted, 0).to(wide.dtype)
+    silent = F.softplus(wide).masked_fill(~counted, 0).sum(1)  # (B, S) the cost of an output if nobody ever spoke
+    with torch.autocast(logits.device.type, enabled=False):
+        costs = silent.unsqueeze(2) - wide.transpose(1, 2) @ wanted  # (B, S, S): of output i as speaker j
+    speakers = logits.shape[-1]
+    orders = torch.tensor(list(permutations(range(speakers))), device=logits.device)  # (S!, S)
+    totals = costs[:, torch.arange(speakers, device=logits.device), orders].sum(-1)  # (B, S!)
+    return totals.min(-1).values.sum() / speakers
 
 
 def am_softmax_loss(

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
@@ -32,7 +30,7 @@ from .presets import Preset, load_preset
 from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
 from .report import write_report
-from .schedules import HOLD, SCHEDULES, learning_rate_schedule
+from .schedules import HOLD, SCHEDULES
 from .trainer import SpeechLoader, SpeechTrainer
 
 # B batch, N samples, T frames, K negatives, G codebook groups
@@ -225,7 +223,7 @@ class PretrainingTrainer(SpeechTrainer):
     def __init__(
         self, *args: Any, settings: PretrainingSettings, dev_loader: SpeechLoader | None, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, schedule=(settings.schedule, settings.warmup), **kwargs)
         self.settings, self.dev_loader = settings, dev_loader
         network = self.accelerator.unwrap_model(self.model)
         self.groups: int = network.config.num_codevector_groups
@@ -242,13 +240,6 @@ class PretrainingTrainer(SpeechTrainer):
         if self.dev_loader is None:
             raise ValueError("there is nothing to evaluate on; give a development set")
         return self.dev_loader
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The schedule of the settings."""
-        if self.lr_scheduler is None:
-            schedule = learning_rate_schedule(self.settings.schedule, num_training_steps, self.settings.warmup)
-            self.lr_scheduler = LambdaLR(cast(Optimizer, optimizer or self.optimizer), schedule)
-        return self.lr_scheduler
 
     def items_of(self, batch: dict[str, Any]) -> int:
         """Masked frames."""

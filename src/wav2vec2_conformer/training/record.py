@@ -25,6 +25,7 @@ RECORD = "training.json"
 KINDS: dict[str, tuple[str, Any]] = {
     "int": ("a whole number", Integral),
     "float": ("a number", Real),
+    "float | None": ("a number", (Real, type(None))),
     "bool": ("true or false", bool),
     "bool | None": ("true or false", (bool, type(None))),
 }

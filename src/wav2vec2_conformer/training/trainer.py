@@ -15,12 +15,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from ..data import CTCBatch, LengthBucketSampler, PretrainingBatch, SpeechDataset
+from ..data import LengthBucketSampler, SpeechDataset
 from ..files import unwritable_as_one_line
 from .checkpoints import INCOMPLETE, keep_newest, remove, replace_files
+from .schedules import learning_rate_schedule
 
 __all__ = ["SpeechLoader", "SpeechTrainer"]
 
@@ -48,7 +51,7 @@ class SpeechLoader(DataLoader[Any]):
     def __init__(
         self,
         dataset: SpeechDataset,
-        collator: Callable[[Any], CTCBatch | PretrainingBatch],
+        collator: Callable[[Any], Any],
         *,
         workers: int = 0,
         **sampling: Any,
@@ -145,8 +148,16 @@ class SpeechTrainer(Trainer):
     A task says how many items (`items_of`) and how much audio (`seconds_of`) a batch holds.
     """
 
-    def __init__(self, *args: Any, train_loader: SpeechLoader, keep_checkpoints: int = 2, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        train_loader: SpeechLoader,
+        schedule: tuple[str, float],
+        keep_checkpoints: int = 2,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.schedule = schedule  # its name, and the share of the updates in which the rate rises
         self.train_loader = train_loader
         self.keep_checkpoints = keep_checkpoints
         self.skipped_steps = 0
@@ -161,6 +172,14 @@ class SpeechTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader as it is: it knows its rank, so Accelerate must not shard it again."""
         return self.train_loader
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate's schedule."""
+        if self.lr_scheduler is None:
+            name, warmup = self.schedule
+            factor = learning_rate_schedule(name, num_training_steps, warmup)
+            self.lr_scheduler = LambdaLR(cast(Optimizer, optimizer or self.optimizer), factor)
+        return self.lr_scheduler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -260,6 +279,10 @@ class SpeechTrainer(Trainer):
             keep_newest(output, self.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
+    def best_state(self) -> dict[str, Tensor] | None:
+        """The weights that `save_best` writes, where they are not simply the model's."""
+        return None
+
     def save_best(self) -> None:
         """Write the model as it is now to the output folder itself, each file in one atomic step."""
         output = Path(str(self.args.output_dir))
@@ -269,6 +292,6 @@ class SpeechTrainer(Trainer):
             if temporary.exists():
                 remove(temporary)
             with one_line(temporary):
-                self.accelerator.unwrap_model(self.model).save_pretrained(temporary)
+                self.accelerator.unwrap_model(self.model).save_pretrained(temporary, state_dict=self.best_state())
             replace_files(temporary, output)
         self.accelerator.wait_for_everyone()

@@ -1,0 +1,137 @@
+"""Training a classifier of frames to tell speakers apart (diarization), whatever the order of the speakers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import set_seed
+
+from ..audio import SAMPLE_RATE
+from ..data import FrameCollator, Segment, speakers_of
+from ..evaluation.diarization import DiarizationErrors
+from ..lengths import frame_centres, frames_of, samples_a_frame
+from ..modeling import Wav2Vec2ConformerForAudioFrameClassification, Wav2Vec2ConformerPreTrainedModel
+from ..modeling.losses import permutation_invariant_loss
+from .finetuning import fine_tune
+from .record import check_settings
+from .settings import FineTuningSettings
+from .tasks import Batch, Scores, Task
+
+# B batch, T frames, S speakers
+
+__all__ = ["FrameSettings", "train_frame"]
+
+MOST_SPEAKERS = 6  # all orders of them are compared
+
+
+@dataclass
+class FrameSettings(FineTuningSettings):
+    """Everything that decides a training's result.
+
+    Args:
+        speakers: how many the model tells apart; 0: as many as speak in one of the training recordings.
+        crop_seconds: what of a training recording is used at once, at a random place.
+    """
+
+    speakers: int = 0
+    crop_seconds: float = 15.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, above_zero=("crop_seconds",), at_least_zero=("speakers",))
+
+
+class FrameTask(Task[FrameSettings]):
+    """Who speaks in each frame; several may."""
+
+    metric, higher, field, learnt = "der", False, "segments", 0.05
+    model_class = Wav2Vec2ConformerForAudioFrameClassification
+
+    def build(self) -> Wav2Vec2ConformerPreTrainedModel:
+        """With one output a speaker."""
+        most = max(len(speakers_of(utterance.segments or ())) for utterance in self.train)
+        self.speakers = self.settings.speakers or most
+        if not 1 <= self.speakers <= MOST_SPEAKERS:
+            raise ValueError(
+                f"a model tells 1 to {MOST_SPEAKERS} speakers apart, got {self.speakers}; set `speakers`: "
+                "recordings are used in crops, and crops with more speakers are left out"
+            )
+        if not any(utterance.segments for utterance in self.dev):
+            raise ValueError(f"{self.settings.dev}: nobody speaks in any of these recordings")
+        names = [f"speaker {number + 1}" for number in range(self.speakers)]
+        return self.classify(names, problem_type="multi_label_classification")
+
+    @property
+    def longest(self) -> float | None:
+        """One crop."""
+        return self.settings.crop_seconds
+
+    def collator(self, *, training: bool) -> Callable[[Any], Any]:
+        """Crops with their speakers a frame; of development recordings, all of them."""
+        config = self.model.config
+        return FrameCollator(
+            partial(frames_of, config=config),
+            partial(frame_centres, config=config),
+            self.speakers,
+            longest=round(self.settings.crop_seconds * SAMPLE_RATE) if training else None,
+        )
+
+    def items_of(self, batch: Batch) -> int:
+        """Frames."""
+        return int((batch["labels"][..., 0] >= 0).sum())
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Permutation-invariant, summed over frames."""
+        return permutation_invariant_loss(outputs.logits, batch["labels"])
+
+    def scores(self) -> Scores:
+        """Diarization errors."""
+        return DiarizationScores(samples_a_frame(self.model.config) / SAMPLE_RATE)
+
+
+class DiarizationScores(Scores):
+    """Diarization error rate of what the model hears in each frame, against the frames' labels."""
+
+    def __init__(self, step: float) -> None:
+        self.step = step  # seconds
+        self.errors = DiarizationErrors()
+
+    def add(self, batch: Batch, outputs: Any) -> None:
+        """Compare each recording."""
+        for labels, logits in zip(batch["labels"].cpu().numpy(), outputs.logits.float().cpu().numpy(), strict=True):
+            valid = labels[:, 0] >= 0
+            self.errors.add(segments_of(labels[valid] > 0.5, self.step), segments_of(logits[valid] > 0, self.step))
+
+    def merge(self, others: Sequence[Self]) -> None:
+        """Add the seconds."""
+        counts = zip(*(scores.errors.counts() for scores in (self, *others)), strict=True)
+        self.errors = DiarizationErrors.from_counts([sum(numbers) for numbers in counts])
+
+    def figures(self) -> dict[str, float]:
+        """Shares of the speakers' time."""
+        errors, speech = self.errors, max(self.errors.speech, 1e-9)
+        parts = {name: getattr(errors, name) / speech for name in ("missed", "false_alarm", "confusion")}
+        return {"der": sum(parts.values()), **parts}
+
+
+def segments_of(active: NDArray[np.bool_], step: float) -> list[Segment]:
+    """Segments of (T, S) frames in which speakers are active, frames of `step` seconds."""
+    found = []
+    for speaker, frames in enumerate(active.T):
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], frames.astype(np.int8), [0]))))
+        spans = list(pairwise(edges.tolist()))[::2]
+        found += [Segment(start * step, end * step, str(speaker)) for start, end in spans]
+    return found
+
+
+def train_frame(settings: FrameSettings, *, resume: bool = False) -> dict[str, Any]:
+    """Train and return the figures of the best model; see `fine_tune`."""
+    set_seed(settings.seed)
+    return fine_tune(FrameTask(settings), resume=resume)
