@@ -318,8 +318,8 @@ def run_doctor(options: argparse.Namespace) -> int:
             print(f"    ... and {finding.count - len(finding.examples):,} more")
         print(f"  what to do: {one_line(finding.remedy)}\n")
     recordings = sum(len(manifest.utterances) for manifest in measured)
-    summary = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
-    print(f"{plural(recordings, 'recording')}: {summary}")
+    totals = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
+    print(f"{plural(recordings, 'recording')}: {totals}")
     return 1 if counts["error"] else 0
 
 
