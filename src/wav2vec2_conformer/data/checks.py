@@ -234,6 +234,7 @@ def characters(where: str, utterances: Sequence[Utterance], needs: ModelNeeds) -
         yield from coverage("unknown_characters", where, texts, needs.encoder.vocabulary, what)
         return
     counts, _ = unknown_characters(texts, {})
+    del counts[WORD_DELIMITER]  # named above
     rare = Counter({character: count for character, count in counts.items() if count < RARE})
     message = f"{{}} characters come fewer than {RARE} times: a new model would not learn them"
     remedy = "respell them (é as e, 3 as THREE), or take those transcripts out"
