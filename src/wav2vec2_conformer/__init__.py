@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .audio import AudioError
     from .auto import AutoRegistration, register_auto_classes, unregister_auto_classes
+    from .classification import AudioClassifier, Classification
     from .configuration import Wav2Vec2ConformerConfig
+    from .diarization import Diarizer
     from .inspection import Inspection, inspect_model
     from .modeling import (
         Wav2Vec2ConformerForAudioFrameClassification,
@@ -19,11 +21,16 @@ if TYPE_CHECKING:
         Wav2Vec2ConformerPreTrainedModel,
     )
     from .transcription import Transcriber, Transcript
+    from .verification import SpeakerEncoder
 
 __all__ = [
+    "AudioClassifier",
     "AudioError",
     "AutoRegistration",
+    "Classification",
+    "Diarizer",
     "Inspection",
+    "SpeakerEncoder",
     "Transcriber",
     "Transcript",
     "Wav2Vec2ConformerConfig",
@@ -43,9 +50,13 @@ __all__ = [
 # Where each name lives. They are imported when first asked for, so that `wav2vec2-conformer --help` need not wait for
 # torch.
 HOMES = {
+    "AudioClassifier": "classification",
     "AudioError": "audio",
     "AutoRegistration": "auto",
+    "Classification": "classification",
+    "Diarizer": "diarization",
     "Inspection": "inspection",
+    "SpeakerEncoder": "verification",
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "Wav2Vec2ConformerConfig": "configuration",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from . import convert, data, export, inspect, train, transcribe
+from . import classify, convert, data, diarize, embed, evaluate, export, inspect, train, transcribe, verify
 from .messages import one_line
 
 __all__ = ["main"]
@@ -21,13 +21,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wav2vec2-conformer",
         description=(
-            "Speech models of the Wav2Vec2-Conformer family: transcribe recordings, train on your own, bring models in "
-            "from fairseq and out to transformers, look into them."
+            "Speech models of the Wav2Vec2-Conformer family: transcribe recordings, classify them, tell speakers "
+            "apart, train on your own, bring models in from fairseq and out to transformers, look into them."
         ),
     )
     parser.add_argument("--version", action="version", version=f"wav2vec2-conformer {version('wav2vec2-conformer')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (transcribe, train, data, convert, export, inspect):
+    for command in (transcribe, classify, verify, embed, diarize, train, evaluate, data, convert, export, inspect):
         command.add_parser(commands)
     return parser
 
