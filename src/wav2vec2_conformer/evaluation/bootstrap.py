@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["CONFIDENCE", "bootstrap_intervals", "ratio_of_sums"]
+__all__ = ["CONFIDENCE", "Statistic", "bootstrap_intervals", "ratio_of_sums"]
 
 # U units that are drawn (utterances, speakers, recordings), F figures
 

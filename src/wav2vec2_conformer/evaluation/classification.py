@@ -80,7 +80,7 @@ class ConfusionMatrix:
     @property
     def macro_f1(self) -> float:
         """Mean of the classes' F1; classes that occur in neither references nor hypotheses are left out."""
-        return macro_f1(self.counts)
+        return macro_f1(np.diagonal(self.counts), self.counts.sum(1), self.counts.sum(0))
 
     def per_class(self) -> list[ClassFigures]:
         """Precision, recall and F1 of every class, in the order of the labels."""
@@ -93,14 +93,19 @@ class ConfusionMatrix:
         ]
 
 
-def macro_f1(counts: NDArray[np.integer]) -> float:
-    """Mean of the classes' F1 of (C, C) counts; classes without reference and hypothesis are left out (0 if all are).
+def macro_f1(hits: Counts, references: Counts, hypotheses: Counts) -> float:
+    """Mean of the classes' F1; classes without reference and hypothesis are left out (0 if all are).
 
     F1 is 2 hits / (references + hypotheses), the harmonic mean of precision and recall, defined where either is.
+
+    Args:
+        hits: (C,) clips of the class that were given it.
+        references: (C,) clips of the class.
+        hypotheses: (C,) clips that were given it.
     """
-    occurrences = counts.sum(0) + counts.sum(1)
+    occurrences = references + hypotheses
     present = occurrences > 0
-    return float(np.mean(2 * np.diagonal(counts)[present] / occurrences[present])) if present.any() else 0.0
+    return float(np.mean(2 * hits[present] / occurrences[present])) if present.any() else 0.0
 
 
 def share(part: np.int64, whole: np.int64) -> float | None:

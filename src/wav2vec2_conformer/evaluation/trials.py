@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import ManifestError
-from .bootstrap import bootstrap_intervals
+from .bootstrap import Statistic
 from .verification import DETCurve, Places
 
 __all__ = ["ScoredTrials", "Trial", "Trials", "all_pairs", "listed_trials", "read_trials", "score_trials"]
@@ -23,9 +23,9 @@ Ids = NDArray[np.int64]
 LABELS = {"1": True, "0": False, "target": True, "nontarget": False}
 BLOCK = 2**20  # scores in memory at once
 DENSE = 8  # a matrix product of so many times the scores that are wanted is still faster than one product a pair
-# Trials of different speakers that the confidence intervals are computed from. There are quickly millions, but what is
-# uncertain is the choice of speakers and the few trials of one speaker, all of which are used.
-SAMPLED = 200_000
+# Trials that the confidence intervals are computed from, at most, drawn from all. There are quickly millions, but what
+# is uncertain is which speakers there are.
+SAMPLED_TARGETS, SAMPLED_NONTARGETS = 20_000, 200_000
 BINS = np.linspace(-1, 1, 101)  # of the histograms of scores
 
 
@@ -101,9 +101,15 @@ def trial_fields(line: str) -> tuple[str, str, str]:
     return (words[0], words[1], words[2]) if len(words) == 3 else ("", "", "")
 
 
-def listed_trials(trials: Sequence[Trial], names: Sequence[str], units: Ids) -> Trials:
-    """The trials of a list between the utterances (U) that there are; `units` as in `Trials`."""
-    place = {name: index for index, name in enumerate(names)}
+def listed_trials(trials: Sequence[Trial], names: Sequence[str | None], units: Ids) -> Trials:
+    """The trials of a list between the utterances (U) that there are.
+
+    Args:
+        trials: those with another utterance are left out.
+        names: (U) of the utterances, None of one that cannot be used.
+        units: as in `Trials`.
+    """
+    place = {name: index for index, name in enumerate(names) if name is not None}
     there = [trial for trial in trials if trial.first in place and trial.second in place]
     pairs = np.array([(place[trial.first], place[trial.second]) for trial in there], np.int64).reshape(-1, 2)
     same = np.array([trial.same for trial in there], bool)
@@ -116,24 +122,27 @@ def listed_trials(trials: Sequence[Trial], names: Sequence[str], units: Ids) -> 
     )
 
 
-def all_pairs(speakers: Ids, corpora: Ids) -> Trials:
+def all_pairs(speakers: Ids, corpora: Ids, usable: NDArray[np.bool_] | None = None) -> Trials:
     """Every two utterances of one corpus, each pair once.
 
     Args:
         speakers: (U,) ids; one of one corpus is none of another.
         corpora: (U,) ids.
+        usable: (U,) which utterances there are; None: all.
     """
-    members = [np.flatnonzero(speakers == speaker) for speaker in np.unique(speakers)]
+    there = np.arange(len(speakers)) if usable is None else np.flatnonzero(usable)
+    speaker, corpus = speakers[there], corpora[there]
+    members = [there[speaker == one] for one in np.unique(speaker)]
     targets = [own[np.stack(np.triu_indices(len(own), 1), axis=1)] for own in members]
-    sizes = [np.unique(speakers[corpora == corpus], return_counts=True)[1] for corpus in np.unique(corpora)]
+    sizes = [np.unique(speaker[corpus == one], return_counts=True)[1] for one in np.unique(corpus)]
 
     def nontargets() -> Iterator[Ids]:
-        rows = max(1, BLOCK // max(len(speakers), 1))
-        for start in range(0, len(speakers), rows):
+        rows = max(1, BLOCK // max(len(there), 1))
+        for start in range(0, len(there), rows):
             these = slice(start, start + rows)
-            different = speakers[these, None] != speakers[None, start:]
-            different &= corpora[these, None] == corpora[None, start:]
-            yield start + np.argwhere(np.triu(different, 1))
+            different = speaker[these, None] != speaker[None, start:]
+            different &= corpus[these, None] == corpus[None, start:]
+            yield there[start + np.argwhere(np.triu(different, 1))]
 
     return Trials(
         targets=np.concatenate([np.zeros((0, 2), np.int64), *targets]),
@@ -154,41 +163,49 @@ class ScoredTrials:
     nontarget_histogram: Ids
     sample: Sample
 
-    def intervals(self, p_targets: Sequence[float]) -> NDArray[np.float64]:
-        """Confidence intervals (1 + P, 2) of the EER and of the minDCF at each of P probabilities.
+    def statistic(self, p_targets: Sequence[float]) -> Statistic:
+        """What `bootstrap_intervals` needs of the EER and of the minDCF at each of P probabilities (1 + P).
 
         What is drawn are the units of the trials (speakers, where they are known); a trial counts as often as both of
         its speakers were drawn together, one of a single speaker as often as this one.
         """
 
-        def statistic(drawn: NDArray[np.int64]) -> list[float]:
+        def statistic(drawn: Ids) -> list[float]:
             try:
-                curve = self.sample.curve(self.curve.scores, drawn)
+                curve = self.sample.curve(drawn)
             except ValueError:  # too few speakers were drawn for trials of both kinds
                 return [np.nan] * (1 + len(p_targets))
             return [curve.eer, *(curve.min_dcf(p_target) for p_target in p_targets)]
 
-        return bootstrap_intervals(statistic, self.sample.units)
+        return statistic
 
 
-@dataclass(frozen=True)
 class Sample:
-    """Places (T,) of scores on the curve and the units (T, 2) of their trials, of both kinds."""
+    """Some of the trials, as places on a curve, to be counted again and again with other weights.
 
-    units: int
-    target_places: Ids
-    target_units: Ids
-    nontarget_places: Ids
-    nontarget_units: Ids
+    Args:
+        targets: scores of trials of one speaker, and their units (T, 2).
+        nontargets: the same of different speakers.
+        drawable: how many units there are.
+    """
 
-    def curve(self, scores: NDArray[np.float64], drawn: Ids) -> DETCurve:
-        """The curve of the trials as often as their units were drawn."""
-        size = 2 * len(scores) + 1
-        return DETCurve(
-            scores,
-            np.bincount(self.target_places, weights(self.target_units, drawn), size),
-            np.bincount(self.nontarget_places, weights(self.nontarget_units, drawn), size),
+    def __init__(
+        self, targets: tuple[NDArray[np.float64], Ids], nontargets: tuple[NDArray[np.float64], Ids], drawable: int
+    ) -> None:
+        self.places = Places(targets[0])
+        self.trials = [(self.places.of(scores), units) for scores, units in (targets, nontargets)]
+        self.drawable = drawable
+
+    def curve(self, drawn: Ids) -> DETCurve:
+        """The curve of the trials as often as their units (drawable,) were drawn.
+
+        Raises:
+            ValueError: no trial of one of the kinds was.
+        """
+        targets, nontargets = (
+            np.bincount(places, weights(units, drawn), self.places.count) for places, units in self.trials
         )
+        return DETCurve(self.places.scores, targets, nontargets)
 
 
 def weights(units: Ids, drawn: Ids) -> Ids:
@@ -203,27 +220,26 @@ def score_trials(embeddings: NDArray[np.float32], trials: Trials, *, seed: int =
     Args:
         embeddings: (U, X) of unit length.
         trials: between them.
-        seed: decides which trials of different speakers the confidence intervals are computed from.
+        seed: decides which of many trials the confidence intervals are computed from.
 
     Raises:
         ValueError: there are no trials of one of the kinds, or scores that are not finite.
     """
     generator = np.random.default_rng(seed)
-    kept = min(1.0, SAMPLED / max(trials.nontarget_count, 1))
     targets = cosines(embeddings, trials.targets)
     places = Places(targets)
-    counts = np.zeros(2 * len(places.scores) + 1, np.int64)
+    counts = np.zeros(places.count, np.int64)
     histogram = np.zeros(len(BINS) - 1, np.int64)
-    sampled_places, sampled_units = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int64)]
+    kept_scores, kept_units = [np.zeros(0)], [np.zeros((0, 2), np.int64)]
     for pairs in trials.nontargets():
         scores = cosines(embeddings, pairs)
-        where = places.of(scores)
-        counts += np.bincount(where, minlength=len(counts))
+        counts += places.counts(scores)
         histogram += score_histogram(scores)
-        chosen = generator.random(len(pairs)) < kept
-        sampled_places.append(where[chosen])
-        sampled_units.append(trials.units[pairs[chosen]])
+        kept = generator.random(len(pairs)) * trials.nontarget_count < SAMPLED_NONTARGETS
+        kept_scores.append(scores[kept])
+        kept_units.append(trials.units[pairs[kept]])
     curve = DETCurve(places.scores, places.counts(targets), counts)
+    some = generator.permutation(len(targets))[:SAMPLED_TARGETS]
     return ScoredTrials(
         curve,
         targets=len(targets),
@@ -231,11 +247,9 @@ def score_trials(embeddings: NDArray[np.float32], trials: Trials, *, seed: int =
         target_histogram=score_histogram(targets),
         nontarget_histogram=histogram,
         sample=Sample(
-            units=int(trials.units.max()) + 1,
-            target_places=places.of(targets),
-            target_units=trials.units[trials.targets],
-            nontarget_places=np.concatenate(sampled_places),
-            nontarget_units=np.concatenate(sampled_units),
+            (targets[some], trials.units[trials.targets[some]]),
+            (np.concatenate(kept_scores), np.concatenate(kept_units)),
+            drawable=int(trials.units.max()) + 1,
         ),
     )
 

@@ -41,6 +41,11 @@ class Places:
         check_finite(scores)
         self.scores: Floats = np.unique(scores)
 
+    @property
+    def count(self) -> int:
+        """How many places there are: 2 K + 1."""
+        return 2 * len(self.scores) + 1
+
     def of(self, scores: ArrayLike) -> NDArray[np.int64]:
         """The places of scores, from 0 to 2 K."""
         values = np.asarray(scores, np.float64).ravel()
@@ -48,9 +53,9 @@ class Places:
         left = np.searchsorted(self.scores, values, side="left")
         return left + np.searchsorted(self.scores, values, side="right")
 
-    def counts(self, scores: ArrayLike, weights: ArrayLike | None = None) -> NDArray[Any]:
+    def counts(self, scores: ArrayLike) -> NDArray[np.int64]:
         """How many scores have which place (2 K + 1)."""
-        return np.bincount(self.of(scores), weights=weights, minlength=2 * len(self.scores) + 1)
+        return np.bincount(self.of(scores), minlength=self.count)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class DETCurve:
             ValueError: there is none of a kind, or a score is not finite.
         """
         places = Places(targets)
-        counts = np.zeros(2 * len(places.scores) + 1, np.int64)
+        counts = np.zeros(places.count, np.int64)
         for block in nontargets:
             counts += places.counts(block)
         return cls(places.scores, places.counts(targets), counts)
