@@ -208,8 +208,10 @@ def test_a_recogniser_hears_as_the_pretrained_model_did(corpus: Path, tmp_path: 
     write_preset(tmp_path / "short.toml", updates=1, do_normalize=normalize)
     source = ["--train", corpus / "train", "--preset", tmp_path / "short.toml"]
     assert run("pretraining", *source, "--output", tmp_path / "pretrained").code == 0
-    _, processor = ctc.prepare_model(CTCSettings(["a"], "b", "c", init=str(tmp_path / "pretrained")), ["AB CD"])
-    assert processor.feature_extractor.do_normalize is normalize
+    train = speech.write_manifest(tmp_path / "train.jsonl", ["AB CD"])
+    task = ctc.CTCTask(CTCSettings([str(train)], "out", str(train), init=str(tmp_path / "pretrained")))
+    assert task.normalize is normalize
+    assert task.processor.feature_extractor.do_normalize is normalize
 
 
 # --- before it begins ------------------------------------------------------------------------------------------------

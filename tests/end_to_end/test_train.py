@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,9 @@ from safetensors.torch import load_file
 import speech
 from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerModel
 from wav2vec2_conformer.cli import main
+from wav2vec2_conformer.training import CTCSettings, FrameSettings, SequenceSettings, XVectorSettings
 from wav2vec2_conformer.training.checkpoints import last_checkpoint
+from wav2vec2_conformer.training.presets import CTC_PRESETS
 
 COMMAND = [sys.executable, "-m", "wav2vec2_conformer"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -191,3 +195,32 @@ def test_init_and_config_exclude_each_other(data: list[str], capsys: pytest.Capt
         main([*data, "--output", "x", "--init", "y"])
     assert exit_.value.code == 2
     assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["ctc", "sequence", "frame", "xvector"])
+def test_help_tells_the_defaults(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {"ctc": CTCSettings, "sequence": SequenceSettings, "frame": FrameSettings, "xvector": XVectorSettings}
+    with pytest.raises(SystemExit):
+        main(["train", task, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    told = dict(re.findall(r"--([a-z-]+) [A-Z]+ (?:(?! --).)*?\(([\d.]+|cosine)\)", text))
+    assert len(told) >= 13
+    defaults = {f.name.replace("_", "-"): str(f.default) for f in dataclasses.fields(kinds[task])}
+    assert told == {name: defaults[name] for name in told}
+
+
+@pytest.mark.parametrize("preset", CTC_PRESETS)
+def test_every_preset_makes_settings(preset: str) -> None:
+    settings = CTCSettings.from_preset(preset, train=["t"], dev="d", output="o", learning_rate=7.0)
+    assert settings.schedule == "tri-stage"
+    assert settings.learning_rate == 7.0  # what is given goes first
+    assert Wav2Vec2ConformerConfig(**settings.model).mask_time_prob >= 0.5
+
+
+def test_a_preset_that_is_none(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--output", str(tmp_path / "out")]
+    assert main([*data, *out, "--preset", "ctc-huge"]) == 2
+    assert "there is no preset 'ctc-huge'; use ctc-base-10m, " in capsys.readouterr().err
+    (tmp_path / "mine.toml").write_text("[training]\nspeed = 3\n")
+    assert main([*data, *out, "--preset", str(tmp_path / "mine.toml")]) == 2
+    assert "nothing here is called training.speed" in capsys.readouterr().err

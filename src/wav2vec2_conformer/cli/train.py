@@ -5,18 +5,46 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["add_parser"]
 
-EXAMPLE = """\
-example:
+MANIFEST = """\
+A manifest has one JSON object a line, such as
+  {"audio": "clips/a.flac", %s, "duration": 1.9}
+`audio` is relative to the manifest, `duration` (seconds) may be left out. Any audio format and rate will do.
+The best model so far always lies in the output folder itself; TensorBoard reads output/runs.
+"""
+CTC_EXAMPLE = f"""\
+examples:
   wav2vec2-conformer train ctc --train train.jsonl --dev dev.jsonl --output my-model
+  wav2vec2-conformer train ctc --init pretrained --preset ctc-base-10h --train t.jsonl --dev d.jsonl --output my-model
+  wav2vec2-conformer train ctc --overfit 10 --train train.jsonl --output check    (can it learn ten utterances?)
   wav2vec2-conformer transcribe --model my-model recording.wav
 
-A manifest has one JSON object a line: {"audio": "clips/a.flac", "text": "HELLO WORLD", "duration": 1.9}; `audio` is
-relative to the manifest, `duration` (seconds) may be left out. Any audio format and rate will do.
-The best model so far always lies in the output folder itself; TensorBoard reads output/runs.
+{MANIFEST % '"text": "HELLO WORLD"'}"""
+SEQUENCE_EXAMPLE = f"""\
+examples:
+  wav2vec2-conformer train sequence --train train.jsonl --dev dev.jsonl --output my-model
+  wav2vec2-conformer classify --model my-model recording.wav
+
+{MANIFEST % '"label": "yes"'}"""
+FRAME_EXAMPLE = f"""\
+examples:
+  wav2vec2-conformer train frame --train train.jsonl --dev dev.jsonl --output my-model
+  wav2vec2-conformer diarize --model my-model meeting.wav > meeting.rttm
+
+{MANIFEST % '"segments": [{"start": 0.0, "end": 1.2, "speaker": "anna"}]'}
+In place of "segments", "rttm" may name an RTTM file.
+"""
+XVECTOR_EXAMPLE = f"""\
+examples:
+  wav2vec2-conformer train xvector --train train.jsonl --dev dev.jsonl --output my-model
+  wav2vec2-conformer verify --model my-model one.wav other.wav
+
+{MANIFEST % '"speaker": "anna"'}
+The speakers of --dev should be others than those of --train: all pairs of its recordings are compared.
 """
 
 
@@ -24,63 +52,83 @@ def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("train", help="train a model on your recordings")
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    ctc = tasks.add_parser(
-        "ctc",
-        help="speech recognition by CTC",
-        description="Train a speech recogniser on transcribed recordings.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = ctc.add_argument
-    add("--train", nargs="+", required=True, metavar="A.jsonl", help="manifests; one given twice counts twice")
-    add("--dev", required=True, metavar="D.jsonl", help="manifest whose WER chooses the best model")
-    add("--output", required=True, metavar="DIR", help="folder for the model, checkpoints and TensorBoard logs")
-    start = ctc.add_mutually_exclusive_group()
-    start.add_argument("--config", metavar="FILE", help="config.json of a new model (default: the small default one)")
-    start.add_argument("--init", metavar="MODEL", help="folder or Hub id of a model to start from")
-    add("--resume", action="store_true", help="go on from the last complete checkpoint in --output")
-    add("--epochs", type=float, default=30.0, metavar="N", help="passes over the training data (%(default)s)")
-    add(
-        "--batch-seconds",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds of audio a batch, with padding (%(default)s)",
-    )
-    add("--max-batch", type=int, default=64, metavar="N", help="most utterances a batch (%(default)s)")
-    add("--accumulate", type=int, default=1, metavar="N", help="batches an optimizer step (%(default)s)")
-    add("--learning-rate", type=float, default=1e-3, metavar="RATE", help="peak of the schedule (%(default)s)")
-    add(
-        "--warmup",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="share of the steps in which the rate rises (%(default)s)",
-    )
-    add("--weight-decay", type=float, default=0.01, metavar="W", help="of AdamW (%(default)s)")
-    add("--clip", type=float, default=1.0, metavar="NORM", help="largest gradient norm (%(default)s)")
-    add("--no-augment", action="store_true", help="neither change speed nor add noise")
-    add("--freeze-feature-encoder", action="store_true", help="leave the convolutions as they are")
-    add("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
-    add("--evaluate-every", type=int, default=0, metavar="STEPS", help="0 (default): once an epoch")
-    add(
-        "--unknown-limit",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="largest share of unknown characters (%(default)s)",
-    )
-    add(
-        "--cache-gb",
-        type=float,
-        default=0.0,
-        metavar="GB",
-        help="decoded audio to keep in memory; an hour takes 0.12 (%(default)s)",
-    )
-    add("--workers", type=int, default=1, metavar="N", help="processes that decode audio (%(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
-    ctc.set_defaults(run=run_ctc)
+    add = add_task(tasks, "ctc", "speech recognition by CTC", CTC_EXAMPLE)
+    add("--preset", metavar="NAME", help="ctc-base-10h, ctc-large-960h and so on, or a TOML file")
+    add("--unknown-limit", type=float, metavar="SHARE", help="largest share of unknown characters (0.01)")
+    add = add_task(tasks, "sequence", "classification of whole recordings", SEQUENCE_EXAMPLE)
+    add("--preset", metavar="FILE", help="a TOML file with tables [model] and [training]")
+    add("--balance", action="store_true", help="let all classes weigh the same, however many recordings they have")
+    add = add_task(tasks, "frame", "speaker diarization: who speaks in each frame", FRAME_EXAMPLE)
+    add("--preset", metavar="FILE", help="a TOML file with tables [model] and [training]")
+    add("--speakers", type=int, metavar="N", help="how many the model tells apart (most in one training recording)")
+    add("--crop-seconds", type=float, metavar="S", help="what of a recording is used at once (15.0)")
+    add = add_task(tasks, "xvector", "speaker embeddings, for verification", XVECTOR_EXAMPLE)
+    add("--preset", metavar="FILE", help="a TOML file with tables [model] and [training]")
+    add("--crop-seconds", type=float, metavar="S", help="what of a recording is used at once (4.0)")
     add_pretraining(tasks)
+
+
+def add_task(tasks: Any, name: str, what: str, examples: str) -> Callable[..., Any]:
+    """Add a task of fine-tuning with the options that all have; what adds more options to it."""
+    parser = tasks.add_parser(
+        name,
+        help=what,
+        description=f"Train a model for {what}.",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # what is not given is left to the preset, and to the settings' defaults
+    )
+    add: Callable[..., Any] = parser.add_argument
+    add("--train", nargs="+", required=True, metavar="A.jsonl", help="manifests; one given twice counts twice")
+    add("--dev", metavar="D.jsonl", help="manifest whose figure chooses the best model")
+    add("--output", required=True, metavar="DIR", help="folder for the model, checkpoints and TensorBoard logs")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--config", metavar="FILE", help="config.json of a new model (the small default one)")
+    start.add_argument("--init", metavar="MODEL", help="folder or Hub id of a model to start from")
+    add("--resume", action="store_true", default=False, help="go on from the last complete checkpoint in --output")
+    add("--epochs", type=float, metavar="N", help="passes over the training data (30.0)")
+    add("--updates", type=int, metavar="N", help="optimizer steps, in place of --epochs")
+    add("--batch-seconds", type=float, metavar="S", help="seconds of audio a batch, with padding (60.0)")
+    add("--max-batch", type=int, metavar="N", help="most utterances a batch (64)")
+    add("--accumulate", type=int, metavar="N", help="batches an optimizer step (1)")
+    add("--learning-rate", type=float, metavar="RATE", help="peak of the schedule (0.001)")
+    add("--head-learning-rate", type=float, metavar="RATE", help="of what is above the network (the same)")
+    add("--schedule", metavar="NAME", help="cosine, linear or tri-stage (cosine)")
+    add("--warmup", type=float, metavar="SHARE", help="share of the steps in which the rate rises (0.1)")
+    add("--weight-decay", type=float, metavar="W", help="of AdamW (0.01)")
+    add("--clip", type=float, metavar="NORM", help="largest gradient norm; 0: as it is (1.0)")
+    add("--no-augment", dest="augment", action="store_false", help="neither change speed and band nor add noise")
+    add("--freeze-feature-encoder", action="store_true", help="leave the convolutions as they are")
+    add("--freeze-updates", type=int, metavar="N", help="steps in which only the head learns (0)")
+    add("--lora", type=int, metavar="RANK", help="learn low-rank adapters of the attention in place of the network")
+    add("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
+    add("--gradient-checkpointing", action="store_true", help="compute activations twice instead of keeping them")
+    add("--evaluate-every", type=int, metavar="STEPS", help="0: once an epoch (0)")
+    add("--patience", type=int, metavar="N", help="stop after so many evaluations without a better figure (never)")
+    add("--overfit", type=int, metavar="N", help="learn only N utterances by heart, to check data and settings")
+    add("--cache-gb", type=float, metavar="GB", help="decoded audio to keep in memory; an hour takes 0.12 (0.0)")
+    add("--workers", type=int, metavar="N", help="processes that decode audio (1)")
+    add("--seed", type=int, metavar="N", help="of everything random (0)")
+    parser.set_defaults(run=run_task)
+    return add
+
+
+def run_task(options: argparse.Namespace) -> int:
+    """Fine-tune, and print the result as JSON; 1 where a self-check failed."""
+    from .. import training  # imported late: `--help` need not wait for torch
+
+    kinds: dict[str, tuple[Any, Callable[..., dict[str, Any]]]] = {
+        "ctc": (training.CTCSettings, training.train_ctc),
+        "sequence": (training.SequenceSettings, training.train_sequence),
+        "frame": (training.FrameSettings, training.train_frame),
+        "xvector": (training.XVectorSettings, training.train_xvector),
+    }
+    settings_class, train = kinds[options.task]
+    given = {name: value for name, value in vars(options).items() if name in settings_class.__dataclass_fields__}
+    result = train(settings_class.from_preset(getattr(options, "preset", None), **given), resume=options.resume)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        print(json.dumps(result))
+    return 0 if result.get("learnt", True) else 1
 
 
 PRETRAINING_EXAMPLE = """\
@@ -154,14 +202,3 @@ def run_pretraining(options: argparse.Namespace) -> int:
     if speaks:
         print(json.dumps(result))
     return 1 if result["stopped"] else 0
-
-
-def run_ctc(options: argparse.Namespace) -> int:
-    """Train, and print the result as JSON."""
-    from ..training import CTCSettings, train_ctc  # imported late: `--help` need not wait for torch
-
-    given = {name: value for name, value in vars(options).items() if name in CTCSettings.__dataclass_fields__}
-    result = train_ctc(CTCSettings(**given, augment=not options.no_augment), resume=options.resume)
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
-        print(json.dumps(result))
-    return 0

@@ -21,6 +21,7 @@ from ..modeling.losses import ctc_loss
 from ..processing import load_processor
 from .finetuning import fine_tune
 from .monitors import BlankMonitor
+from .presets import CTC_PRESETS
 from .record import check_settings
 from .settings import FineTuningSettings
 from .tasks import Batch, Scores, Task
@@ -39,6 +40,8 @@ class CTCSettings(FineTuningSettings):
     Args:
         unknown_limit: largest share of characters that the vocabulary may lack.
     """
+
+    presets = CTC_PRESETS
 
     unknown_limit: float = 0.01
 

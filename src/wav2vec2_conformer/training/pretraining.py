@@ -26,7 +26,7 @@ from ..modeling.negatives import sample_negatives
 from ..modeling.outputs import PretrainingStatistics
 from .collapse import CollapseMonitor
 from .precision import computes_bfloat16
-from .presets import Preset, load_preset
+from .presets import PRESETS, Preset, load_preset
 from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
 from .report import write_report
@@ -166,6 +166,7 @@ def read_preset(name: str) -> Preset:
     own = {"train", "output", "dev", "init", "model"}
     return load_preset(
         name,
+        PRESETS,
         model_fields=Wav2Vec2ConformerConfig().to_dict(),
         training_fields={f.name for f in fields(PretrainingSettings)} - own,
     )

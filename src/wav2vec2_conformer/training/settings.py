@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ..configuration import Wav2Vec2ConformerConfig
 from .presets import load_preset
@@ -39,7 +39,7 @@ class FineTuningSettings:
         schedule: "cosine" (linear rise, then half a cosine to 0), "linear" or "tri-stage" (rise, hold, fall to 5 %).
         warmup: share of the steps in which the rate rises.
         weight_decay: of AdamW.
-        clip: largest gradient norm.
+        clip: largest gradient norm; 0: as it is.
         freeze_feature_encoder: whether the convolutions stay as they are.
         freeze_updates: updates in which only the head learns; the network runs in training mode all the same.
         lora: rank of low-rank adapters of the attention's projections (Hu et al. 2021), which learn in place of the
@@ -55,6 +55,8 @@ class FineTuningSettings:
         workers: processes that decode audio.
         seed: of everything random.
     """
+
+    presets: ClassVar[tuple[str, ...]] = ()
 
     train: list[str]
     output: str
@@ -89,10 +91,10 @@ class FineTuningSettings:
     def __post_init__(self) -> None:
         check_settings(
             self,
-            above_zero=("epochs", "batch_seconds", "max_batch", "accumulate", "clip"),
+            above_zero=("epochs", "batch_seconds", "max_batch", "accumulate"),
             at_least_zero=(
                 *("learning_rate", "weight_decay", "evaluate_every", "cache_gb", "workers", "seed"),
-                *("updates", "freeze_updates", "lora", "patience", "overfit"),
+                *("updates", "freeze_updates", "lora", "patience", "overfit", "clip"),
             ),
             shares=("warmup",),
         )
@@ -119,6 +121,7 @@ class FineTuningSettings:
         own = {"train", "output", "dev", "init", "config", "model"}
         loaded = load_preset(
             preset,
+            cls.presets,
             model_fields=Wav2Vec2ConformerConfig().to_dict(),
             training_fields={f.name for f in fields(cls)} - own,
         )
