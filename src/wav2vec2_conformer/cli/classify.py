@@ -15,10 +15,11 @@ examples:
   wav2vec2-conformer classify --model commands-model --top 3 clips/
   wav2vec2-conformer classify --model commands-model --json clips/ > labels.jsonl
 
-{INPUTS} One line a recording goes to stdout: label and score (a probability), separated by tabs, with the file's name
-before them where there are several; with --top 3, the three best labels, each followed by its score. A recording of
-more than 30 s gets the mean of its windows' probabilities. A file that cannot be read is named on stderr, the others
-are classified all the same, and the exit code is 1.
+{INPUTS}
+One line a recording goes to stdout: label and score (a probability), separated by tabs, with the file's name before
+them where there are several; with --top 3, the three best labels, each followed by its score. A recording of more than
+30 s gets the mean of its windows' probabilities. A file that cannot be read is named on stderr, the others are
+classified all the same, and the exit code is 1.
 """
 
 

@@ -17,7 +17,8 @@ examples:
   wav2vec2-conformer diarize --model diarization-model --json meetings/ > meetings.jsonl
   wav2vec2-conformer diarize --model diarization-model --min-silence 0.3 --min-speech 0.2 talk.wav
 
-{INPUTS} Who speaks when goes to stdout, one RTTM line a segment: SPEAKER <recording> 1 <start> <duration> <NA> <NA>
+{INPUTS}
+Who speaks when goes to stdout, one RTTM line a segment: SPEAKER <recording> 1 <start> <duration> <NA> <NA>
 <speaker> <NA> <NA>, in seconds; the recording is the file's name without its suffix. A recording of more than 30 s is
 seen in windows that share 15 s, over which speakers keep their names; one who is silent there may come back under
 another name, and there are never more speakers than the model has outputs. A file that cannot be read is named on

@@ -23,7 +23,8 @@ examples:
   wav2vec2-conformer embed --model speaker-model --output speakers.parquet recordings/
   wav2vec2-conformer embed --model speaker-model --json talk.wav
 
-{INPUTS} A recording's vector has length 1, so the product of two is their similarity. The suffix of --output decides
+{INPUTS}
+A recording's vector has length 1, so the product of two is their similarity. The suffix of --output decides
 what is written: .npy, an array (recordings, width) of float32, with the recordings' names, in its order, as a list in
 NAME.files.json beside it; .parquet, a table with the columns file and embedding (needs pyarrow). --json prints the
 vectors. A file that cannot be read is named on stderr and left out, and the exit code is 1.

@@ -15,7 +15,8 @@ examples:
   wav2vec2-conformer transcribe --json recordings/ > transcripts.jsonl
   wav2vec2-conformer transcribe --model facebook/wav2vec2-conformer-rope-large-960h-ft talk.m4a
 
-{INPUTS} One line a recording goes to stdout: the text, with the file's name and a tab before it where there are
+{INPUTS}
+One line a recording goes to stdout: the text, with the file's name and a tab before it where there are
 several. A file that cannot be read is named on stderr, the others are transcribed all the same, and the exit code is 1.
 """
 
