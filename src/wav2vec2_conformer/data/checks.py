@@ -45,7 +45,6 @@ FAINT_DB = -60.0  # of full scale: 16-bit recordings this soft are half made of 
 MOSTLY_SILENT = 0.8  # of the frames
 RATE_FACTOR = 3.0  # times faster or slower than the median: somebody else's transcript
 UNKNOWN_LIMIT = 0.01  # of the characters, where training refuses
-RARE = 5  # occurrences below which a character can hardly be learnt
 SEGMENT_SLACK = 0.1  # seconds beyond the end; RTTM files round
 
 
@@ -58,8 +57,8 @@ class Finding:
             that mean nothing; "warning" if the result is likely worse; "note" for what may be as intended.
         kind: a name for programs, such as "unreadable".
         where: the manifest, or the manifests.
-        message: what it is, in words.
-        count: of recordings, characters, classes or speakers.
+        message: what they are, in words.
+        count: how many they are.
         examples: the first few, by name.
         remedy: what to do.
     """
@@ -91,20 +90,19 @@ class ModelNeeds:
 def finding(
     severity: Severity, kind: str, where: str, message: str, items: Iterable[str], remedy: str
 ) -> Iterator[Finding]:
-    """A finding about `items`, or none where there are none; `{}` in the message becomes their number."""
+    """A finding about `items`, or none where there are none; the message says what they are."""
     names = list(items)
     if names:
-        shown = message.replace("{}", f"{len(names):,}", 1)
-        yield Finding(severity, kind, where, shown, len(names), tuple(names[:EXAMPLES]), remedy)
+        yield Finding(severity, kind, where, message, len(names), tuple(names[:EXAMPLES]), remedy)
 
 
 def unusable_lines(where: str, problems: Sequence[str], usable: int) -> Iterator[Finding]:
     """Lines that are no entries, for which training would refuse the manifest; or nothing but blank lines."""
     if not problems and not usable:
         remedy = 'write one JSON object a line, e.g. {"audio": "a.wav"}'
-        yield Finding("error", "empty_manifest", where, "there is no line in it", 0, (), remedy)
+        yield Finding("error", "empty_manifest", where, "lines", 0, (), remedy)
     yield from finding(
-        "error", "unusable_lines", where, "{} lines cannot be used", problems, "correct them, or take them out"
+        "error", "unusable_lines", where, "lines that cannot be used", problems, "correct them, or take them out"
     )
 
 
@@ -116,7 +114,7 @@ def unreadable(manifest: MeasuredManifest) -> Iterator[Finding]:
         if not isinstance(facts, AudioFacts)
     ]
     remedy = "copy them again, or take their lines out"
-    yield from finding("error", "unreadable", manifest.name, "{} recordings cannot be read", items, remedy)
+    yield from finding("error", "unreadable", manifest.name, "recordings that cannot be read", items, remedy)
 
 
 def wrong_durations(where: str, readable: Readable) -> Iterator[Finding]:
@@ -131,7 +129,7 @@ def wrong_durations(where: str, readable: Readable) -> Iterator[Finding]:
         "error",
         "wrong_durations",
         where,
-        "{} durations are not those of the recordings, and batches are planned by them",
+        "durations by which batches are planned, and which are not those of the recordings",
         items,
         "correct the field, or take it out: it is then read from the file",
     )
@@ -144,39 +142,39 @@ def lengths(where: str, readable: Readable, needs: ModelNeeds) -> Iterator[Findi
         "error",
         "too_short",
         where,
-        f"{{}} recordings are shorter than one frame of {needs.what}",
+        f"recordings shorter than one frame of {needs.what}",
         short,
         "take them out",
     )
     long = [f"{u.name}: {f.duration:.1f} s" for u, f in readable if f.duration > LONG_SECONDS]
-    message = f"{{}} recordings are longer than {LONG_SECONDS:g} s, which takes much memory in training"
+    message = f"recordings longer than {LONG_SECONDS:g} s, which take much memory in training"
     yield from finding("warning", "too_long", where, message, long, "cut them at pauses, with their transcripts")
 
 
 def sound(where: str, readable: Readable) -> Iterator[Finding]:
     """Recordings that are silent, faint, clipped or mostly pauses, or that miss their upper half."""
-    silent = [(u, f) for u, f in readable if f.level_db is None]
+    silent = [(u, f) for u, f in readable if f.level_db is None and f.duration > 0]
     claimed = [u.name for u, _ in silent if u.text or u.label or speakers_of_utterance(u)]
     remedy = "record them anew, or take them out"
     yield from finding(
-        "error", "silent", where, "{} recordings hold nothing but zeros, and the manifest says more", claimed, remedy
+        "error", "silent", where, "recordings of nothing but zeros, of which the manifest says more", claimed, remedy
     )
     rest = [u.name for u, _ in silent if u.name not in set(claimed)]
-    yield from finding("note", "silent", where, "{} recordings hold nothing but zeros", rest, remedy)
+    yield from finding("note", "silent", where, "recordings of nothing but zeros", rest, remedy)
     faint = [f"{u.name}: {f.level_db:.0f} dB" for u, f in readable if f.level_db is not None and f.level_db < FAINT_DB]
-    message = f"{{}} recordings are below {FAINT_DB:g} dB of full scale: hardly any sound"
+    message = f"recordings with hardly any sound, below {FAINT_DB:g} dB of full scale"
     yield from finding(
         "warning", "faint", where, message, faint, "listen to them; a wrong channel or a dead microphone"
     )
     clipped = [f"{u.name}: {f.clipped:.2%} of the samples" for u, f in readable if f.clipped > CLIPPED_SHARE]
-    message = f"{{}} recordings are clipped in more than {CLIPPED_SHARE:.1%} of their samples"
+    message = f"recordings that are clipped in more than {CLIPPED_SHARE:.1%} of their samples"
     remedy = "record at a lower level; leave them out if many others are clean"
     yield from finding("warning", "clipped", where, message, clipped, remedy)
     pauses = [f"{u.name}: {f.silent:.0%}" for u, f in readable if f.level_db is not None and f.silent > MOSTLY_SILENT]
-    message = f"{{}} recordings are silence in more than {MOSTLY_SILENT:.0%} of their frames"
+    message = f"recordings that are silent in more than {MOSTLY_SILENT:.0%} of their frames"
     yield from finding("warning", "mostly_silence", where, message, pauses, "cut the silence off")
     narrow = [f"{u.name}: {f.sample_rate} Hz" for u, f in readable if f.sample_rate < SAMPLE_RATE]
-    message = "{} recordings have fewer samples a second than the model hears (16,000): their upper band is empty"
+    message = f"recordings at a lower rate than the model's {SAMPLE_RATE} Hz, whose upper band is empty"
     remedy = "fine if they will be used so; do not mix them with others that differ in class or speaker, too"
     yield from finding("note", "low_rate", where, message, narrow, remedy)
 
@@ -186,7 +184,7 @@ def twice(where: str, readable: Readable) -> Iterator[Finding]:
     utterances = [utterance for utterance, _ in readable]
     remedy = "keep one line of each"
     yield from finding(
-        "warning", "listed_twice", where, "{} files are listed more than once", duplicate_entries(utterances), remedy
+        "warning", "listed_twice", where, "files that are listed more than once", duplicate_entries(utterances), remedy
     )
     known: dict[str, set[tuple[str | None, str | None, str | None]]] = defaultdict(set)
     for utterance in utterances:
@@ -197,13 +195,13 @@ def twice(where: str, readable: Readable) -> Iterator[Finding]:
         said = set().union(*(known[name] for name in group))
         (agreeing if len(said) == 1 else contradicting).append(" = ".join(group[:4]))
     yield from finding(
-        "warning", "same_audio", where, "{} sounds are there in several files", agreeing, "keep one of each"
+        "warning", "same_audio", where, "sounds that are there in several files", agreeing, "keep one of each"
     )
     yield from finding(
         "error",
         "contradicting_audio",
         where,
-        "{} sounds are there in several files, with different transcripts, classes or speakers",
+        "sounds that are there in several files, with different transcripts, classes or speakers",
         contradicting,
         "listen to them and keep the right one",
     )
@@ -217,31 +215,23 @@ def beyond_end(where: str, readable: Readable) -> Iterator[Finding]:
         if last > facts.duration + SEGMENT_SLACK:
             items.append(f"{utterance.name}: a segment ends at {last:.2f} s, the recording at {facts.duration:.2f} s")
     remedy = "check that the segments belong to this recording, and that their times are seconds"
-    yield from finding("error", "segments_beyond_end", where, "{} recordings end before their segments", items, remedy)
+    yield from finding(
+        "error", "segments_beyond_end", where, "recordings that end before their segments do", items, remedy
+    )
 
 
 def characters(where: str, utterances: Sequence[Utterance], needs: ModelNeeds) -> Iterator[Finding]:
-    """Characters that a model lacks, or that a new model could not learn."""
+    """Transcripts that are empty, and characters that a vocabulary cannot or does not hold."""
     texts = [utterance.text for utterance in utterances if utterance.text is not None]
     empty = [utterance.name for utterance in utterances if utterance.text == ""]
     remedy = "fine for recordings without speech; else add what is said"
-    yield from finding("note", "empty_transcripts", where, "{} transcripts are empty", empty, remedy)
+    yield from finding("note", "empty_transcripts", where, "empty transcripts", empty, remedy)
     delimiter = [u.name for u in utterances if WORD_DELIMITER in (u.text or "")]
-    message = f"{{}} transcripts hold a {WORD_DELIMITER!r}, which stands for the space in vocabularies"
+    message = f"transcripts with a {WORD_DELIMITER!r}, which stands for the space in vocabularies"
     yield from finding("error", "word_delimiter", where, message, delimiter, "remove it")
     if needs.encoder is not None:
         what = f"the vocabulary of {needs.what}"
         yield from coverage("unknown_characters", where, texts, needs.encoder.vocabulary, what)
-        return
-    counts, _ = unknown_characters(texts, {})
-    del counts[WORD_DELIMITER]  # named above
-    rare = Counter({character: count for character, count in counts.items() if count < RARE})
-    message = f"{{}} characters come fewer than {RARE} times: a new model would not learn them"
-    remedy = "respell them (é as e, 3 as THREE), or take those transcripts out"
-    yield from finding("warning", "rare_characters", where, message, listed(rare), remedy)
-    both = sorted({c.upper() for c in counts if c.islower() and c.upper() != c and c.upper() in counts})
-    message = "{} letters are there in upper and in lower case, which a vocabulary keeps apart"
-    yield from finding("warning", "mixed_case", where, message, both, "turn all transcripts to one case")
 
 
 def coverage(
@@ -250,7 +240,7 @@ def coverage(
     """Characters of texts that a vocabulary lacks; an error where they are so many that training refuses."""
     unknown, total = unknown_characters(texts, vocabulary)
     severity: Severity = "error" if unknown.total() > UNKNOWN_LIMIT * total else "warning"
-    message = f"{{}} characters are not in {what}: {unknown.total():,} of {total:,} in the texts"
+    message = f"characters that are not in {what}, {unknown.total():,} of {total:,} in the texts"
     yield from finding(severity, kind, where, message, listed(unknown), coverage_remedy(unknown, vocabulary))
 
 
@@ -264,7 +254,7 @@ def label_lengths(where: str, readable: Readable, needs: ModelNeeds) -> Iterator
         frames, needed = needs.frames_of(samples_of(facts)), frames_needed(ids)
         if 0 < frames < needed:
             items.append(f"{utterance.name}: {frames} frames, {needed} needed")
-    message = f"{{}} transcripts need more frames than their recordings give {needs.what}: CTC cannot learn them"
+    message = f"transcripts with more letters than their recordings have frames in {needs.what}, which CTC cannot learn"
     remedy = "check that these transcripts belong to these recordings; training leaves them out"
     yield from finding("error", "labels_too_long", where, message, items, remedy)
 
@@ -276,9 +266,7 @@ def speaking_rates(where: str, readable: Readable) -> Iterator[Finding]:
         return
     usual = statistics.median(rate for _, rate in rates)
     odd = [f"{u.name}: {rate:.1f}" for u, rate in rates if not usual / RATE_FACTOR <= rate <= usual * RATE_FACTOR]
-    message = (
-        f"{{}} recordings are {RATE_FACTOR:g} times faster or slower than the median ({usual:.1f} characters a second)"
-    )
+    message = f"recordings {RATE_FACTOR:g} times faster or slower than the median of {usual:.1f} characters a second"
     yield from finding("warning", "odd_speaking_rate", where, message, odd, "listen: is it what the transcript says?")
 
 

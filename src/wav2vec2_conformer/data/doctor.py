@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from . import checks
-from .checks import Finding, ModelNeeds, coverage, finding
+from .checks import Finding, ModelNeeds, coverage, finding, listed
 from .measurement import AudioFacts
 from .splitting import speakers_of_utterance
 from .statistics import MeasuredManifest, resolved
+from .vocabulary import WORD_DELIMITER, unknown_characters
 
 __all__ = ["Finding", "ModelNeeds", "examine"]
 
+RARE = 5  # occurrences below which a character can hardly be learnt
 FEW_EXAMPLES = 10  # recordings of a class
 
 
@@ -44,6 +46,8 @@ def examine(
         found += checks.label_lengths(name, readable, needs)
         found += checks.speaking_rates(name, readable)
     found += few_examples(train)
+    if needs.encoder is None:
+        found += new_vocabulary(train)
     if dev:
         found += leaked_speakers(train, dev)
         found += leaked_audio(train, dev)
@@ -58,11 +62,25 @@ def few_examples(train: Sequence[MeasuredManifest]) -> Iterator[Finding]:
     """Classes with few recordings, over all training manifests."""
     counts = Counter(u.label for manifest in train for u in manifest.utterances if u.label is not None)
     few = [f"{label} ({count})" for label, count in counts.items() if count < FEW_EXAMPLES]
-    message = f"{{}} of {len(counts):,} classes have fewer than {FEW_EXAMPLES} recordings"
+    message = f"classes with fewer than {FEW_EXAMPLES} recordings, of {len(counts):,} classes"
     yield from finding("warning", "few_examples", names(train), message, few, "record more of them, or join classes")
     if len(counts) == 1:
         remedy = "give recordings of what it is to be told from"
-        yield from finding("error", "one_class", names(train), "there is {} class only", counts, remedy)
+        yield from finding("error", "one_class", names(train), "classes in all", counts, remedy)
+
+
+def new_vocabulary(train: Sequence[MeasuredManifest]) -> Iterator[Finding]:
+    """Characters that a vocabulary built from all training transcripts would hold, and a model could not learn."""
+    texts = [u.text for manifest in train for u in manifest.utterances if u.text is not None]
+    counts, _ = unknown_characters(texts, {})
+    del counts[WORD_DELIMITER]  # an error of its own
+    rare = Counter({character: count for character, count in counts.items() if count < RARE})
+    message = f"characters that come fewer than {RARE} times, too rarely for a new model to learn"
+    remedy = "respell them (é as e, 3 as THREE), or take those transcripts out"
+    yield from finding("warning", "rare_characters", names(train), message, listed(rare), remedy)
+    both = sorted({c.upper() for c in counts if c.islower() and c.upper() != c and c.upper() in counts})
+    message = "letters in upper and in lower case, which a vocabulary keeps apart"
+    yield from finding("warning", "mixed_case", names(train), message, both, "turn all transcripts to one case")
 
 
 def leaked_speakers(train: Sequence[MeasuredManifest], dev: Sequence[MeasuredManifest]) -> Iterator[Finding]:
@@ -71,7 +89,7 @@ def leaked_speakers(train: Sequence[MeasuredManifest], dev: Sequence[MeasuredMan
         {name for manifest in side for u in manifest.utterances for name in speakers_of_utterance(u)}
         for side in (train, dev)
     )
-    message = f"{{}} of {len(judged):,} speakers of dev are in train: the figures will be better than with new voices"
+    message = f"speakers of dev who are in train, so figures will be better than with new voices, of {len(judged):,}"
     remedy = "split by speakers (`data prepare --dev-share` does); fine only if these very people will use the model"
     where = f"{names(train)} and {names(dev)}"
     yield from finding("error", "leaked_speakers", where, message, sorted(heard & judged), remedy)
@@ -89,7 +107,7 @@ def leaked_audio(train: Sequence[MeasuredManifest], dev: Sequence[MeasuredManife
             if same is not None:
                 items.append(utterance.name if same == utterance.name else f"{utterance.name} = {same}")
     where = f"{names(train)} and {names(dev)}"
-    message = "{} recordings of dev are in train, too: their figures mean nothing"
+    message = "recordings of dev that are in train, so figures mean nothing"
     yield from finding("error", "leaked_audio", where, message, items, "take them out of one of the two")
 
 
@@ -98,7 +116,7 @@ def unseen_classes(train: Sequence[MeasuredManifest], dev: Sequence[MeasuredMani
     learnt, judged = ({u.label for m in side for u in m.utterances if u.label is not None} for side in (train, dev))
     if learnt:
         remedy = "add recordings of them to train, or take them out of dev; are they spelled alike?"
-        message = "{} classes of dev are not in train"
+        message = "classes of dev that are not in train"
         yield from finding("error", "unseen_classes", names(dev), message, sorted(judged - learnt), remedy)
 
 

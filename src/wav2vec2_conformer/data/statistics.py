@@ -134,7 +134,7 @@ def summarize(measured: MeasuredManifest) -> Statistics:
         leading_silence=Quartiles.of(fact.leading for fact in facts),
         trailing_silence=Quartiles.of(fact.trailing for fact in facts),
         zeros=Quartiles.of(fact.zeros for fact in facts),
-        without_sound=sum(fact.level_db is None for fact in facts),
+        without_sound=sum(fact.level_db is None and fact.duration > 0 for fact in facts),
         duplicate_audio=duplicate_audio(readable),
         duplicate_entries=duplicate_entries(measured.utterances),
     )
