@@ -144,8 +144,8 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
     def diarize(self, source: Source, *, sample_rate: int | None = None) -> list[Segment]:
         """Who speaks when in one recording: segments in order of time, empty where nobody speaks.
 
-        Speakers have the model's names for them; where it has none but LABEL_0 and so on, they are speaker_1, speaker_2
-        and so on, as they come to speak.
+        The outputs of a multi-label model stand for nobody in particular: its speakers are speaker_1, speaker_2 and so
+        on, as they come to speak. Otherwise they have the classes' names.
 
         Args:
             source: a path, the bytes of a file, a binary stream, or an array (N,) or (channels, N) of samples.
@@ -206,11 +206,10 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         activity = median_filter(np.concatenate(recording.activity), self.median)
         edges = frame_edges(len(activity), recording.samples, self.model.config) / SAMPLE_RATE
         found = find_segments(activity, edges, min_speech=self.min_speech, min_silence=self.min_silence)
-        names = self.names
-        if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        names = dict(enumerate(self.names))
+        if self.multi_label:
             by_appearance = dict.fromkeys(speaker for _, _, speaker in found)
-            numbers = {speaker: number for number, speaker in enumerate(by_appearance, start=1)}
-            return [Segment(start, end, f"speaker_{numbers[speaker]}") for start, end, speaker in found]
+            names = {speaker: f"speaker_{number}" for number, speaker in enumerate(by_appearance, start=1)}
         return [Segment(start, end, names[speaker]) for start, end, speaker in found]
 
 

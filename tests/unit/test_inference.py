@@ -71,7 +71,7 @@ def numbers(result: Any) -> Any:
     return result
 
 
-# --- one clip is what the network says ---------------------------------------------------------------------------------
+# --- one clip is what the network says --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("problem", [None, "single_label_classification", "multi_label_classification"])
