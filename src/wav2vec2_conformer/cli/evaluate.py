@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from .messages import one_line
+from .recordings import add_compute
 
 if TYPE_CHECKING:
     from ..evaluation.run import Evaluation, Progress
@@ -70,8 +71,7 @@ def add_parser(commands: Any) -> None:
             add("--rttm", metavar="DIR", help="write what was found, one RTTM file a recording")
         add("--json", action="store_true", help="one JSON object in place of the summary")
         add("--report", metavar="DIR", help="write index.html, its pictures and evaluation.json")
-        add("--batch-seconds", type=float, default=120.0, metavar="S", help="audio computed at once (%(default)s)")
-        add("--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
+        add_compute(one)
         one.set_defaults(run=run)
 
 
@@ -152,7 +152,7 @@ def summary(evaluation: Evaluation) -> Iterator[str]:
         yield f"{kind.title:12} {figure.text(kind):>9}  {figure.interval_text(kind)}".rstrip()
     yield f"in brackets: 95 % intervals over {evaluation.unit}"
     yield ", ".join(
-        f"{value:,} {name.replace('_', ' ')}" if isinstance(value, int) else f"{value:,} s {name.replace('_', ' ')}"
+        f"{name.replace('_', ' ')} {value:,}{'' if isinstance(value, int) else ' s'}"
         for name, value in evaluation.counts.items()
     )
     for path, own in evaluation.by_data.items():

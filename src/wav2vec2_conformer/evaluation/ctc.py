@@ -64,7 +64,7 @@ class CTCDetails:
             often = (f"{said} -> {written} ({count})" for said, written, count in self.substitutions[:count])
             yield f"most frequent substitutions: {', '.join(often)}"
         for one in self.worst[:count]:
-            yield f"{one.errors} errors in {one.words} words, {one.file}: {one.reference!r} became {one.hypothesis!r}"
+            yield f"errors {one.errors}, words {one.words}, {one.file}: {one.reference!r} became {one.hypothesis!r}"
 
     def to_json(self) -> dict[str, Any]:
         """The part that a program may read."""

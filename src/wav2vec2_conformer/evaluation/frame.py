@@ -42,7 +42,7 @@ class FrameDetails:
     def lines(self, count: int) -> Iterator[str]:
         """What people should see first: so many of the recordings with most errors."""
         for one in self.recordings[:count]:
-            yield f"DER {100 * one.errors.der:.2f} %, {one.file}: {one.speakers} speakers, {one.found} found"
+            yield f"DER {100 * one.errors.der:.2f} %, {one.file}: speakers {one.speakers}, found {one.found}"
 
     def to_json(self) -> dict[str, Any]:
         """The part that a program may read."""

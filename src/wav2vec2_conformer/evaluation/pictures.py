@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = ["Picture", "draw"]
 BLUE, GREEN, ORANGE, RED, GREY = "#2563a8", "#3f8f5f", "#d97706", "#b91c1c", "#6b7280"
 WRITTEN, NAMED = 15, 60  # most classes whose counts are written into the confusion matrix, and that are named
 BARS = 30  # recordings
+COLUMNS = 60  # of the histograms of scores
 CORNER = 5e-4  # where the axes of the DET curve begin: 0 would be at minus infinity
 
 
@@ -39,9 +41,13 @@ class Picture(NamedTuple):
 
 def draw(evaluation: Evaluation) -> list[Picture]:
     """The pictures of a task; none where there is nothing to show."""
-    return {"ctc": draw_ctc, "sequence": draw_sequence, "frame": draw_frame, "xvector": draw_xvector}[evaluation.task](
-        evaluation.details
-    )
+    drawn: dict[str, Callable[[Any], list[Picture]]] = {
+        "ctc": draw_ctc,
+        "sequence": draw_sequence,
+        "frame": draw_frame,
+        "xvector": draw_xvector,
+    }
+    return drawn[evaluation.task](evaluation.details)
 
 
 def draw_ctc(details: CTCDetails) -> list[Picture]:
@@ -51,7 +57,7 @@ def draw_ctc(details: CTCDetails) -> list[Picture]:
     figure, axis = canvas(7.5, 3.4)
     rates = 100 * np.minimum(details.utterance_wer, 1)
     right = int((rates == 0).sum())
-    axis.hist(rates[rates > 0], bins=np.linspace(0, 100, 21), color=BLUE, edgecolor="white")
+    axis.hist(rates[rates > 0], bins=[5 * edge for edge in range(21)], color=BLUE, edgecolor="white")
     axis.bar(-4, right, width=4, color=GREEN, label=f"without an error: {right:,} of {len(rates):,}")
     axis.set(xlabel="WER of an utterance in % (100: 100 and more)", ylabel="utterances", xlim=(-7, 101))
     axis.set_xticks(range(0, 101, 20))
@@ -64,7 +70,7 @@ def draw_sequence(details: SequenceDetails) -> list[Picture]:
     counts, labels = details.confusion.counts, details.confusion.labels
     size = len(labels)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = float(np.clip(2.2 + 0.24 * size, 4, 13))
+    side = float(np.clip(2.2 + 0.2 * size, 4, 13))
     figure, axis = canvas(side + 1.2, side)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="share of the class", shrink=0.8)
@@ -95,7 +101,7 @@ def draw_frame(details: FrameDetails) -> list[Picture]:
     axis.set_yticks(places, names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("% of the speakers' time")
-    axis.legend(frameon=False, ncols=3, loc="lower right")
+    axis.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return [Picture("der_parts", "Missed, false and confused time of the recordings with most errors.", png(figure))]
 
 
@@ -106,26 +112,28 @@ def draw_xvector(details: XVectorDetails) -> list[Picture]:
     axis.plot(probit(curve.false_alarm), probit(curve.miss), color=BLUE, linewidth=1.6)
     eer = probit(np.array([curve.eer]))
     axis.plot(eer, eer, "o", color=ORANGE, label=f"EER {100 * curve.eer:.2f} %")
-    ticks = np.array([0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4])
+    ticks = np.array([0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
     labels = [f"{100 * tick:g}" for tick in ticks]
     axis.set_xticks(probit(ticks), labels)
     axis.set_yticks(probit(ticks), labels)
-    bounds = probit(np.array([CORNER, max(0.5, 1.2 * min(curve.eer, 0.8))]))
+    bounds = probit(np.array([CORNER, np.clip(2 * curve.eer, 0.5, 0.95)]))
     axis.set(xlim=bounds, ylim=bounds, xlabel="false alarms in %", ylabel="misses in %")
     axis.plot(bounds, bounds, color=GREY, linewidth=0.6, linestyle=":")
     axis.legend(frameon=False)
     pictures = [Picture("det", "DET curve: misses against false alarms at every threshold.", png(figure))]
 
     figure, axis = canvas(7, 3.4)
-    for counts, color, label in (
-        (details.scored.nontarget_histogram, RED, "different speakers"),
-        (details.scored.target_histogram, BLUE, "one speaker"),
-    ):
-        axis.stairs(100 * counts / counts.sum(), BINS, fill=True, color=color, alpha=0.55, label=label)
+    kinds = np.stack([details.scored.nontarget_histogram, details.scored.target_histogram])  # (2, bins)
+    shares = 100 * kinds / kinds.sum(1, keepdims=True)
+    used = np.flatnonzero((shares > 0.01).any(0))
+    wide = -(-(used[-1] + 1 - used[0]) // COLUMNS)  # so many bins are one column
+    begins = np.arange(used[0], used[-1] + 1, wide)
+    edges = BINS[0] + (BINS[1] - BINS[0]) * np.append(begins, begins[-1] + wide)
+    for share, color, label in zip(shares, (RED, BLUE), ("different speakers", "one speaker"), strict=True):
+        columns = np.add.reduceat(share, begins)
+        axis.stairs(columns, edges, fill=True, color=color, alpha=0.55, label=label)
     axis.axvline(curve.eer_threshold, color="black", linewidth=1, linestyle="--", label="threshold at the EER")
     axis.set(xlabel="cosine of the two embeddings", ylabel="% of the trials")
-    used = np.flatnonzero(details.scored.nontarget_histogram + details.scored.target_histogram)
-    axis.set_xlim(BINS[used[0]], BINS[used[-1] + 1])
     axis.legend(frameon=False)
     return [*pictures, Picture("scores", "Scores of trials of one speaker and of different speakers.", png(figure))]
 

@@ -26,7 +26,7 @@ DENSE = 8  # a matrix product of so many times the scores that are wanted is sti
 # Trials that the confidence intervals are computed from, at most, drawn from all. There are quickly millions, but what
 # is uncertain is which speakers there are.
 SAMPLED_TARGETS, SAMPLED_NONTARGETS = 20_000, 200_000
-BINS = np.linspace(-1, 1, 101)  # of the histograms of scores
+BINS = np.linspace(-1, 1, 1001)  # of the histograms of scores
 
 
 class Trial(NamedTuple):
