@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import shlex
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 import soundfile
 
 import speech
-from wav2vec2_conformer.cli import main
+from wav2vec2_conformer.cli import build_parser, main
 from wav2vec2_conformer.data import build_processor, build_vocabulary, read_manifest
 
 
@@ -231,6 +234,30 @@ def test_bad_input_gets_one_line_and_writes_nothing(
     assert message in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("wav2vec2-conformer: ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_commands_of_the_documentation_can_be_parsed() -> None:
+    commands = re.findall(r"^    wav2vec2-conformer (data .*)$", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        assert callable(build_parser().parse_args(shlex.split(command)).run)
+
+
+def test_the_documentation_lists_every_finding() -> None:
+    """By the names that the source gives to `finding`, `Finding` and `coverage`."""
+    kinds = set()
+    for module in ("checks", "doctor"):
+        tree = ast.parse((ROOT / f"src/wav2vec2_conformer/data/{module}.py").read_text())
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            place = {"finding": 1, "Finding": 1, "coverage": 0}.get(call.func.id)
+            if place is not None and isinstance(call.args[place], ast.Constant):
+                kinds.add(call.args[place].value)
+    text = (ROOT / "docs" / "data.md").read_text()
+    listed = text[text.index("**Errors**") : text.index("## Augmentation")]
+    assert kinds == {name for name in re.findall(r"`(\w+)`", listed) if "_" in name or name in kinds} - {"A", "a"}
 
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
