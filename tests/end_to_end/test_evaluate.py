@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gc
+import html
 import json
 import re
+import shlex
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from PIL import Image
 import speech
 import tiny_heads
 from wav2vec2_conformer.classification import AudioClassifier
-from wav2vec2_conformer.cli import main
+from wav2vec2_conformer.cli import build_parser, main
 from wav2vec2_conformer.data import read_rttm, rttm_lines
 from wav2vec2_conformer.diarization import Diarizer
 from wav2vec2_conformer.evaluation import DETCurve
@@ -29,7 +30,8 @@ from wav2vec2_conformer.evaluation.run import EvaluationSet
 from wav2vec2_conformer.verification import SpeakerEncoder
 
 Capture = pytest.CaptureFixture[str]
-SAMPLE = Path(__file__).parents[2] / "examples" / "sample.wav"  # ENTER SEVEN FOUR ONE NINE, which the model hears
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "examples" / "sample.wav"  # ENTER SEVEN FOUR ONE NINE, which the model hears
 HOSTILE = "<script>alert(1)</script>&\"'$x$"
 
 
@@ -219,7 +221,6 @@ def test_what_was_judged_is_not_kept(tmp_path: Path) -> None:
             alive.append(weakref.ref(result))
             yield result
             del result
-            gc.collect()
             assert sum(reference() is not None for reference in alive) <= 3
 
     assert len([index for index, _, _ in found.results(many, None)]) == len(alive) == 20
@@ -428,3 +429,35 @@ def test_bad_commands_get_one_line(
     assert out == ""
     assert problem in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("source", ["docs/evaluation.md", "--help"])
+def test_documented_commands_are_understood(source: str, capsys: Capture) -> None:
+    if source == "--help":
+        with pytest.raises(SystemExit):
+            main(["evaluate", "--help"])
+        text = capsys.readouterr().out
+    else:
+        text = (ROOT / source).read_text()
+    commands = re.findall(r"^ +(wav2vec2-conformer evaluate .*)$", text, re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        build_parser().parse_args(shlex.split(command)[1:])
+
+
+def test_the_command_in_a_report_is_the_one_that_was_given(spoken: Path, tmp_path: Path) -> None:
+    arguments = [
+        "evaluate",
+        "ctc",
+        "--data",
+        str(spoken),
+        "--json",
+        "--report",
+        str(tmp_path / "it's"),
+        "--device",
+        "cpu",
+    ]
+    assert main(arguments) == 0
+    (shown,) = re.findall(r"<code>(.*)</code>", (tmp_path / "it's" / "index.html").read_text())
+    given, again = (vars(build_parser().parse_args(a)) for a in (arguments, shlex.split(html.unescape(shown))[1:]))
+    assert again == given
