@@ -145,6 +145,8 @@ def _chunked_layout(handle: BinaryIO, head: bytes) -> _Layout:
             wide_size = struct.unpack("<Q", chunk[16:24])[0]
         if chunk[:4] in (b"data", b"SSND"):
             present = size - position - 8
+            if present <= 0 and _promise_ratio(promised, 0) > 1:  # no ratio to nothing
+                return _Layout(problem=f"is truncated: it ends before its first sample; {_AGAIN}")
             if wide_size is not None and promised == 2**32 - 1:
                 return _Layout(max(1.0, wide_size / max(present, 1)))
             (whole,) = struct.unpack(size_format, head[4:8])
