@@ -36,7 +36,7 @@ from wav2vec2_conformer.training import pretraining as module
 from wav2vec2_conformer.training.checkpoints import last_checkpoint
 from wav2vec2_conformer.training.collapse import WINDOW, diagnose
 from wav2vec2_conformer.training.presets import FOLDER, PRESETS
-from wav2vec2_conformer.training.report import write_report
+from wav2vec2_conformer.training.report import PRETRAINING, write_report
 from wav2vec2_conformer.training.schedules import learning_rate_schedule
 from wav2vec2_conformer.training.trainer import draw_seed
 
@@ -81,7 +81,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str | None]]:
     """What would have been drawn: a picture takes longer than most trainings here."""
     drawn: list[tuple[Path, str | None]] = []
-    monkeypatch.setattr(module, "write_report", lambda path, history, diagnosis: drawn.append((path, diagnosis)))
+    monkeypatch.setattr(
+        module, "write_report", lambda path, history, panels, diagnosis: drawn.append((path, diagnosis))
+    )
     return drawn
 
 
@@ -1052,8 +1054,13 @@ def test_the_report_is_a_picture(tmp_path: Path) -> None:
 
     history = [healthy(step=step, learning_rate=0.1, grad_norm=1.0, speed=9.0) for step in range(1, 40)]
     history.append({"step": 40, "eval_contrastive": 3.0, "eval_accuracy": 0.5})
-    write_report(tmp_path / "plain.png", history)
-    write_report(tmp_path / "told.png", history, "update 9: the codebook collapsed: " + "of group 1 many words, " * 20)
+    write_report(tmp_path / "plain.png", history, PRETRAINING)
+    write_report(
+        tmp_path / "told.png",
+        history,
+        PRETRAINING,
+        "update 9: the codebook collapsed: " + "of group 1 many words, " * 20,
+    )
     plain, told = (image.imread(tmp_path / f"{name}.png") for name in ("plain", "told"))
     for picture in (plain, told):
         assert 600 < picture.shape[0] < 1200
@@ -1061,7 +1068,7 @@ def test_the_report_is_a_picture(tmp_path: Path) -> None:
         assert picture[..., :3].std() > 0.05
     red = [(abs(picture[..., :3] - np.array([178, 34, 34]) / 255).max(-1) < 0.1).sum() for picture in (plain, told)]
     assert red[1] > red[0] + 500
-    write_report(tmp_path / "none.png", [{"step": 1, "train_loss": 3.0}])
+    write_report(tmp_path / "none.png", [{"step": 1, "train_loss": 3.0}], PRETRAINING)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.png", "told.png"]
 
 

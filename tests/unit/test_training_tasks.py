@@ -109,6 +109,7 @@ def test_sequence_learns_labels(common: dict[str, Any], tmp_path: Path) -> None:
     model = Wav2Vec2ConformerForSequenceClassification.from_pretrained(tmp_path / "out")
     assert model.config.id2label == {0: "A", 1: "C", 2: "E"}
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["do_normalize"] is True
+    assert (tmp_path / "out" / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_xvectors_tell_speakers_apart_that_they_have_not_heard(common: dict[str, Any], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from .lora import add_lora, merged_state
 from .monitors import Drift, RootMeanSquare
 from .progress import ProgressBar
 from .record import prepare_output, record_settings
+from .report import FINE_TUNING, write_report
 from .settings import FineTuningSettings
 from .tasks import Batch, Task
 from .trainer import SpeechLoader, SpeechTrainer
@@ -215,6 +216,8 @@ def fine_tune(task: Task[Any], *, resume: bool = False) -> dict[str, Any]:
     trainer.remove_callback(ProgressCallback)
     task.save_processing(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_world_process_zero():
+        write_report(output / "report.png", trainer.state.log_history, FINE_TUNING)
     skipped = torch.tensor(trainer.skipped_utterances, device=arguments.device)  # by this process
     result = {
         f"best_{task.metric}": trainer.state.best_metric,  # None where nothing was evaluated

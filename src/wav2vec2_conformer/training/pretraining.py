@@ -29,7 +29,7 @@ from .precision import computes_bfloat16
 from .presets import PRESETS, Preset, load_preset
 from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
-from .report import write_report
+from .report import PRETRAINING, write_report
 from .schedules import HOLD, SCHEDULES
 from .trainer import SpeechLoader, SpeechTrainer
 
@@ -378,7 +378,7 @@ def train_pretraining(
         build_feature_extractor(do_normalize=settings.do_normalize).save_pretrained(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
-        write_report(output / "report.png", trainer.state.log_history, monitor.diagnosis)
+        write_report(output / "report.png", trainer.state.log_history, PRETRAINING, monitor.diagnosis)
     skipped = torch.tensor(trainer.skipped_utterances, device=arguments.device)  # by this process
     return {
         "best_accuracy": trainer.state.best_metric,  # None where nothing was evaluated

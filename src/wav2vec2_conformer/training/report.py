@@ -1,4 +1,4 @@
-"""A picture of a pre-training: what it logged, over its updates."""
+"""A picture of a training: what it logged, over its updates."""
 
 from __future__ import annotations
 
@@ -7,33 +7,45 @@ from typing import Any
 
 from ..files import replacing
 
-__all__ = ["write_report"]
+__all__ = ["FINE_TUNING", "PRETRAINING", "Panel", "write_report"]
 
-# Title, axis label, (key, label, whether it is of the development set)
-PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
-    ("Contrastive loss", "nats a masked frame", [("contrastive", "training"), ("eval_contrastive", "development")]),
-    ("Accuracy", "share of masked frames", [("accuracy", "training"), ("eval_accuracy", "development")]),
-    ("Entries in use", "perplexity", [("hard_perplexity", "chosen"), ("soft_perplexity", "softmax")]),
+# Title, axis label, (key, label) of each curve
+Panel = tuple[str, str, list[tuple[str, str]]]
+COURSE: list[Panel] = [
     ("Learning rate", "", [("learning_rate", "learning rate")]),
     ("Gradient norm", "", [("grad_norm", "before clipping")]),
     ("Speed", "times real time", [("speed", "audio seconds a second")]),
 ]
+PRETRAINING: list[Panel] = [
+    ("Contrastive loss", "nats a masked frame", [("contrastive", "training"), ("eval_contrastive", "development")]),
+    ("Accuracy", "share of masked frames", [("accuracy", "training"), ("eval_accuracy", "development")]),
+    ("Entries in use", "perplexity", [("hard_perplexity", "chosen"), ("soft_perplexity", "softmax")]),
+    *COURSE,
+]
+FIGURES = "wer cer blank accuracy macro_f1 eer der missed false_alarm confusion".split()
+FINE_TUNING: list[Panel] = [
+    ("Loss", "training", [("loss", "training")]),
+    ("Development set", "share", [(f"eval_{name}", name.replace("_", " ")) for name in FIGURES]),
+    ("Logits and network", "", [("logit_scale", "root mean square of the logits"), ("drift", "network: way / norm")]),
+    *COURSE,
+]
 
 
-def write_report(path: Path, history: list[dict[str, Any]], diagnosis: str | None = None) -> None:
+def write_report(path: Path, history: list[dict[str, Any]], panels: list[Panel], diagnosis: str | None = None) -> None:
     """Draw a training's logs as a PNG, in one atomic step; nothing where there are no logs.
 
     Args:
         path: of the picture.
         history: `trainer.state.log_history`.
+        panels: six of them.
         diagnosis: why it was stopped, written above the curves.
     """
-    if not any("contrastive" in log for log in history):
+    if not any(panels[0][2][0][0] in log for log in history):
         return
     from matplotlib.figure import Figure  # imported late: only the end of a training needs it
 
     figure = Figure(figsize=(13, 6.5), layout="constrained")  # without pyplot, whose state is the caller's
-    for axis, (title, unit, lines) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+    for axis, (title, unit, lines) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         for key, label in lines:
             for name in sorted({name for log in history for name in log if name == key or is_group(name, key)}):
                 points = [(log["step"], log[name]) for log in history if name in log]
