@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..files import replacing
 from .manifest import Utterance
-from .measurement import AudioFacts
+from .measurement import FRAME_SECONDS, AudioFacts
 from .statistics import MeasuredManifest, summarize
 
 __all__ = ["draw_statistics"]
@@ -104,9 +105,11 @@ def panels_of(readable: list[Readable]) -> Iterator[Panel]:
     yield Panel("Length of segments", "seconds", histogram, segments)
     level = each(lambda _, f: [f.level_db] if f.level_db is not None else [])
     yield Panel("Level", "dB of full scale", histogram, level)
-    yield Panel("Silence", "% of a recording's frames", histogram, each(lambda _, f: [100 * f.silent]))
+    yield Panel(
+        "Silence", "% of a recording's frames", partial(histogram, step=2.0), each(lambda _, f: [100 * f.silent])
+    )
     ends = each(lambda _, f: [f.leading + f.trailing] if f.silent < 1 else [])
-    yield Panel("Silence before and after the sound", "seconds", histogram, ends)
+    yield Panel("Silence before and after the sound", "seconds", partial(histogram, step=FRAME_SECONDS), ends)
 
 
 def minutes(readable: Readable) -> list[float]:
@@ -129,16 +132,23 @@ def shares(counts: Counter[str]) -> dict[str, float]:
 # --- kinds of panels -------------------------------------------------------------------------------------------------
 
 
-def edges_of(data: list[list[float]]) -> Any:
-    """Bins from the lowest to the highest value, without the outermost thousandth, which would squeeze the rest."""
+def edges_of(data: list[list[float]], step: float | None = None) -> Any:
+    """Bins from the lowest to the highest value, without the outermost thousandth, which would squeeze the rest.
+
+    Values that are multiples of `step` lie equally many to a bin: others would show gaps that are none.
+    """
     values = np.concatenate([np.asarray(values, np.float64) for values in data])
     low, high = np.quantile(values, (0.001, 0.999))
-    return np.linspace(low, high if high > low else low + 1, BINS + 1)
+    if step is not None:
+        width = step * max(1, np.ceil((high - low) / step / BINS))
+        first = np.floor(low / width) * width - step / 2
+        return first + width * np.arange(np.floor((high - first) / width) + 2)
+    return np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - 0.5, low + 0.5, BINS + 1)
 
 
-def histogram(axis: Axis, data: list[list[float]]) -> None:
+def histogram(axis: Axis, data: list[list[float]], step: float | None = None) -> None:
     """Distributions over one another, each in per cent of its own number."""
-    edges = edges_of(data)
+    edges = edges_of(data, step)
     for number, values in enumerate(data):
         if values:
             inside = np.clip(values, edges[0], edges[-1])
@@ -149,6 +159,7 @@ def histogram(axis: Axis, data: list[list[float]]) -> None:
 
 def ranks(axis: Axis, data: list[list[float]]) -> None:
     """Falling values as steps, which have room for any number of speakers."""
+    axis.xaxis.get_major_locator().set_params(integer=True)
     for number, values in enumerate(data):
         axis.stairs(values, np.arange(len(values) + 1), fill=True, color=color(number), alpha=0.75)
 
