@@ -412,7 +412,7 @@ def test_trials_that_cannot_be_used_are_named(
         (["frame", "--model", "m", "--data", "set.jsonl"], 'no "segments" field; add'),
         (["xvector", "--model", "m", "--data", "set.jsonl"], 'no "speaker" field; add who speaks'),
         (["ctc", "--data", "a.jsonl", "a.jsonl"], "a.jsonl: given twice"),
-        (["ctc", "--data", "a.jsonl", "--report", "a.jsonl"], "a.jsonl"),
+        (["ctc", "--data", "a.jsonl", "--report", "a.jsonl"], "a.jsonl: no files can be written there (File exists)"),
         (["ctc", "--data", "a.jsonl", "--device", "abacus"], "cannot compute on device 'abacus'"),
         (["ctc", "--data", "a.jsonl", "--batch-seconds", "0"], "`batch_seconds` must be above 0"),
     ],

@@ -15,7 +15,7 @@ from ..diarization import Diarizer
 from ..files import replacing
 from .bootstrap import ratio_of_sums
 from .diarization import DiarizationErrors
-from .run import Evaluation, EvaluationSet, Progress, figures_of
+from .run import Evaluation, EvaluationSet, Progress, figures_of, writable_folder
 
 __all__ = ["FrameDetails", "RecordingErrors", "evaluate_frame"]
 
@@ -137,5 +137,4 @@ def prepare_rttm(found: EvaluationSet, folder: Path) -> Path:
             raise ManifestError(
                 f"{other} and {utterance.name} would both be {folder / utterance.audio.stem}.rttm; evaluate them apart"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return writable_folder(folder)

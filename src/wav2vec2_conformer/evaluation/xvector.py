@@ -15,7 +15,7 @@ from ..data import ManifestError
 from ..files import replacing
 from ..processing import model_name
 from ..verification import CALIBRATION, SpeakerEncoder
-from .run import Evaluation, EvaluationSet, Figure, Progress, figures_of
+from .run import Evaluation, EvaluationSet, Figure, Progress, figures_of, writable_folder
 from .trials import ScoredTrials, Trial, Trials, all_pairs, listed_trials, read_trials, score_trials
 
 __all__ = ["XVectorDetails", "calibrate", "calibration_file", "evaluate_xvector"]
@@ -150,13 +150,14 @@ def calibration_file(model: str | Path) -> Path:
 
     Raises:
         ValueError: the model is no folder.
+        OSError: it cannot be written to.
     """
     folder = Path(model_name(model))
     if not folder.is_dir():
         raise ValueError(
             f"{model}: the threshold is written beside the model, which must be a folder; copy it into one"
         )
-    return folder / CALIBRATION
+    return writable_folder(folder) / CALIBRATION
 
 
 def calibrate(evaluation: Evaluation) -> Path:
