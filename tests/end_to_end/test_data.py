@@ -106,6 +106,17 @@ def test_stats_as_a_table_as_json_and_as_a_picture(
     assert np.std(pixels) > 0.05  # something is drawn
 
 
+def test_names_of_any_letters_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Formulas of the drawing library, letters that its font lacks, line breaks."""
+    names = ["$x^", r"$\frac$", "話す", "line\nbreak", "a_b"]
+    lines = [json.dumps({"audio": record(tmp_path / f"{i}.wav", 0.5, i).name, "label": n}) for i, n in enumerate(names)]
+    manifest = tmp_path / "$m$.jsonl"
+    manifest.write_text("\n".join(lines))
+    code, _, err = run(capsys, "data", "stats", manifest, "--picture", tmp_path / "x.png")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
 def test_a_folder_of_classes_with_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(12):
         record(tmp_path / f"commands/{'yes' if number % 2 else 'no'}/anna{number % 3}_{number}.wav", 1.0, number)

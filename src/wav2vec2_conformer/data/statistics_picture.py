@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ __all__ = ["draw_statistics"]
 
 COLORS = ("#2f6690", "#e07a1f", "#3a8f5c", "#8a4f9e", "#7a7a7a")
 BARS = 42  # classes or characters that have room
-BINS = 40
+MOST_BINS = 40
 
 Axis = Any  # matplotlib.axes.Axes; the library is imported when something is drawn
 Readable = list[tuple[Utterance, AudioFacts]]
@@ -70,7 +71,8 @@ def draw_statistics(path: Path, measured: Sequence[MeasuredManifest]) -> None:
         axis.set_visible(False)
     handles = [Patch(color=color(number), label=caption(manifest)) for number, manifest in enumerate(measured)]
     figure.legend(handles=handles, loc="outside upper left", fontsize=10, frameon=False, handlelength=1)
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # letters that the font lacks: a box
         figure.savefig(temporary, dpi=110)
 
 
@@ -84,7 +86,13 @@ def caption(measured: MeasuredManifest) -> str:
     parts += [f"{found.unreadable:,} unreadable"] if found.unreadable else []
     twice = sum(len(group) - 1 for group in found.duplicate_audio) + len(found.duplicate_entries)
     parts += [f"{twice:,} there twice"] if twice else []
-    return f"{Path(found.name).name}: {', '.join(parts)}"
+    return plain(f"{Path(found.name).name}: {', '.join(parts)}")
+
+
+def plain(name: str) -> str:
+    """A name as it is, in one line: between dollar signs, matplotlib would read formulas."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    return shown.replace("$", r"\$")
 
 
 def panels_of(readable: list[Readable]) -> Iterator[Panel]:
@@ -98,7 +106,7 @@ def panels_of(readable: list[Readable]) -> Iterator[Panel]:
     labels = [Counter(u.label for u, _ in r if u.label is not None) for r in readable]
     yield Panel("Recordings of each class", "", bars, labels)
     characters = [Counter("".join(u.text or "" for u, _ in r).replace(" ", "␣")) for r in readable]
-    yield Panel("Characters", "", bars, [shares(counts) for counts in characters])
+    yield Panel("Characters, in %", "", bars, [shares(counts) for counts in characters])
     rate = each(lambda u, f: [len(u.text) / f.duration] if u.text and f.duration > 0 else [])
     yield Panel("Speaking rate", "characters a second", histogram, rate)
     segments = each(lambda u, _: [s.end - s.start for s in u.segments or ()])
@@ -139,11 +147,12 @@ def edges_of(data: list[list[float]], step: float | None = None) -> Any:
     """
     values = np.concatenate([np.asarray(values, np.float64) for values in data])
     low, high = np.quantile(values, (0.001, 0.999))
+    bins = int(np.clip(2 * np.sqrt(max(map(len, data))), 10, MOST_BINS))  # few recordings would make a comb
     if step is not None:
-        width = step * max(1, np.ceil((high - low) / step / BINS))
+        width = step * max(1, np.ceil((high - low) / step / bins))
         first = np.floor(low / width) * width - step / 2
         return first + width * np.arange(np.floor((high - first) / width) + 2)
-    return np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - 0.5, low + 0.5, BINS + 1)
+    return np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
 
 
 def histogram(axis: Axis, data: list[list[float]], step: float | None = None) -> None:
@@ -175,7 +184,7 @@ def bars(axis: Axis, data: list[dict[str, float]]) -> None:
         places = np.arange(len(names)) + (number - (len(data) - 1) / 2) * width
         axis.bar(places, [counts.get(name, 0) for name in names], width, color=color(number))
     long = max(map(len, names)) > 2
-    axis.set_xticks(range(len(names)), names, rotation=90 if long else 0)
+    axis.set_xticks(range(len(names)), [plain(name) for name in names], rotation=90 if long else 0)
     axis.set_xlim(-0.7, len(names) - 0.3)
     if len(total) > len(names):
         axis.set_xlabel(f"the most frequent {len(names)} of {len(total):,}", fontsize=9)
