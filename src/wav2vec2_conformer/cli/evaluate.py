@@ -87,11 +87,12 @@ def run(options: argparse.Namespace) -> int:
     calibrates = options.task == "xvector" and options.calibrate
     if calibrates:
         calibration_file(options.model)
-    with tqdm(unit="s", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+    shown = sys.stderr.isatty()
+    with tqdm(unit="s", unit_scale=True, file=sys.stderr, disable=not shown, delay=0.1) as bar:
 
         def progress(seconds: float, total: float) -> None:
             bar.total = round(total, 1)
-            bar.update(round(seconds, 2))
+            bar.update(round(min(seconds, bar.total - bar.n), 2))  # manifests round durations
 
         evaluation = evaluate(options, progress)
     for skipped in evaluation.skipped:
