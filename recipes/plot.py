@@ -33,7 +33,7 @@ def main() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     titles = {
         "train/loss": "CTC loss an utterance",
-        "eval/wer": "dev error rate",
+        "eval/wer": "dev: WER, dashed CER",
         "train/learning_rate": "learning rate",
     }
     offset = 0
@@ -42,17 +42,18 @@ def main() -> None:
         for axis, (tag, title) in zip(axes, titles.items(), strict=True):
             steps, values = series(run, tag)
             last = max([last, *steps])
-            axis.plot([step + offset for step in steps], values, color=f"C{number}", label=f"WER, {run.name}")
+            axis.plot([step + offset for step in steps], values, color=f"C{number}", label=run.name)
             if tag == "eval/wer":
                 steps, values = series(run, "eval/cer")
-                axis.plot([s + offset for s in steps], values, "--", color=f"C{number}", label=f"CER, {run.name}")
-                axis.legend()
+                axis.plot([s + offset for s in steps], values, "--", color=f"C{number}")
                 axis.set_ylim(0, 1.05)
             axis.set_title(title)
             axis.set_xlabel("step")
+            axis.locator_params(axis="x", nbins=6)
             axis.grid(alpha=0.3)
         offset += 0 if options.over_one_another else last
     axes[0].set_yscale("log")
+    axes[0].legend(fontsize=8)
     figure.savefig(options.output, dpi=110)
 
 

@@ -140,7 +140,7 @@ def trained_model(factory: pytest.TempPathFactory) -> Trained:
             "--dev": write_manifest(folder / "dev.jsonl", sentences(10, 1), seed=1),
             "--config": write_config(folder / "config.json"),
             "--output": folder / "model",
-            "--epochs": 28,
+            "--epochs": 36,
             "--batch-seconds": 10,
             "--learning-rate": 1e-2,
             "--evaluate-every": 50,

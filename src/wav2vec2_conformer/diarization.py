@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .audio import SAMPLE_RATE, AudioError
-from .data import Segment
+from .data import Segment, find_segments
 from .lengths import frame_edges
 from .loading import label_names, load_head, usable_device
 from .modeling import Wav2Vec2ConformerForAudioFrameClassification
@@ -38,14 +38,13 @@ from .recordings import (
 
 # B batch, N samples, T frames, C outputs of the network, S speakers among them
 
-__all__ = ["Diarizer", "find_segments", "match_speakers", "median_filter"]
+__all__ = ["Diarizer", "match_speakers", "median_filter"]
 
 logger = logging.getLogger(__name__)
 
 WINDOW = 30.0  # seconds
 OVERLAP = 15.0  # seconds that neighbouring windows share: long enough for both sides of a conversation to speak
 SILENCE = {"silence", "sil", "nonspeech", "nospeech"}  # names of a class in which nobody speaks, letters only
-ROUNDING = 1e-9  # seconds; ten frames of 0.02 s are no less than 0.2 s
 
 Activity = NDArray[np.bool_]
 
@@ -247,28 +246,6 @@ def median_filter(activity: Activity, width: int) -> Activity:
     counts = padded.cumsum(0)
     median: Activity = counts[width:] - counts[:-width] > half
     return median
-
-
-def find_segments(
-    activity: Activity, edges: NDArray[np.float64], *, min_speech: float = 0.0, min_silence: float = 0.0
-) -> list[tuple[float, float, int]]:
-    """Stretches of activity as (start, end, speaker), in order of time.
-
-    Args:
-        activity: (T, S), who speaks in which frame.
-        edges: (T + 1,) seconds between which the frames lie.
-        min_speech: seconds; shorter stretches are dropped.
-        min_silence: seconds; shorter gaps in a speaker's activity are closed, before that.
-    """
-    found = []
-    for speaker in range(activity.shape[1]):
-        change = np.diff(activity[:, speaker].astype(np.int8), prepend=0, append=0)
-        starts, ends = edges[np.flatnonzero(change == 1)], edges[np.flatnonzero(change == -1)]
-        apart = starts[1:] - ends[:-1] >= min_silence - ROUNDING  # a gap that stays
-        starts, ends = starts[np.r_[True, apart][: len(starts)]], ends[np.r_[apart, True][: len(ends)]]
-        kept = ends - starts >= min_speech - ROUNDING
-        found += [(start, end, speaker) for start, end in zip(starts[kept].tolist(), ends[kept].tolist(), strict=True)]
-    return sorted(found)
 
 
 def check_settings(threshold: float, median: int, min_speech: float, min_silence: float) -> None:

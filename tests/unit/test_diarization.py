@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import speech
 from speech import RATE, Waveform
 from wav2vec2_conformer import Diarizer, Wav2Vec2ConformerConfig, diarization
-from wav2vec2_conformer.data import Segment
-from wav2vec2_conformer.diarization import find_segments, match_speakers, median_filter
+from wav2vec2_conformer.data import Segment, find_segments
+from wav2vec2_conformer.diarization import match_speakers, median_filter
 from wav2vec2_conformer.lengths import frame_centres, frame_edges
 
 Bools = NDArray[np.bool_]

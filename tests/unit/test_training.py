@@ -540,7 +540,7 @@ def test_the_output_folder_is_a_model_even_when_no_evaluation_was_due(
 def test_the_best_model_is_kept_not_the_last(
     settings: Callable[..., CTCSettings], recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rates = iter([0.9, 0.2, 0.5, 0.2])
+    rates = iter([0.9, 0.2, 0.5, 0.3])
     monkeypatch.setattr(ctc_module.ErrorRates, "wer", property(lambda self: self.words))
     monkeypatch.setattr(ctc_module.ErrorRates, "from_counts", classmethod(lambda cls, counts: cls(words=next(rates))))
     result = train_ctc(settings(epochs=4, learning_rate=1e-2))

@@ -17,7 +17,7 @@ from .collation import (
 )
 from .dataset import SkippedItem, SpeechDataset, SpeechItem, normalize_waveform
 from .manifest import ManifestError, Utterance, normalize_text, read_manifest, read_recordings
-from .segments import Segment, SegmentError, read_rttm, rttm_lines, speakers_of
+from .segments import Segment, SegmentError, find_segments, read_rttm, rttm_lines, speakers_of
 from .vocabulary import (
     PAD_TOKEN,
     SPECIAL_TOKENS,
@@ -60,6 +60,7 @@ __all__ = [
     "build_vocabulary",
     "change_speed",
     "check_coverage",
+    "find_segments",
     "frames_needed",
     "narrow_band",
     "normalize_text",

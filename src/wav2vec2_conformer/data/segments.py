@@ -7,8 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Segment", "SegmentError", "read_rttm", "rttm_lines", "speakers_of"]
+import numpy as np
+import numpy.typing as npt
 
+__all__ = ["Segment", "SegmentError", "find_segments", "read_rttm", "rttm_lines", "speakers_of"]
+
+ROUNDING = 1e-9  # seconds; ten frames of 0.02 s are no less than 0.2 s
 FIELDS = "SPEAKER <recording> <channel> <start> <duration> <NA> <NA> <speaker> <NA> <NA>"
 
 
@@ -79,3 +83,29 @@ def rttm_lines(recording: str, segments: Iterable[Segment]) -> list[str]:
 def speakers_of(segments: Sequence[Segment]) -> list[str]:
     """The speakers in the order in which they first speak."""
     return list(dict.fromkeys(segment.speaker for segment in sorted(segments)))
+
+
+def find_segments(
+    activity: npt.NDArray[np.bool_],
+    edges: npt.NDArray[np.float64],
+    *,
+    min_speech: float = 0.0,
+    min_silence: float = 0.0,
+) -> list[tuple[float, float, int]]:
+    """Stretches of activity as (start, end, speaker), in order of time.
+
+    Args:
+        activity: (T, S), who speaks in which frame.
+        edges: (T + 1,) seconds between which the frames lie.
+        min_speech: seconds; shorter stretches are dropped.
+        min_silence: seconds; shorter gaps in a speaker's activity are closed, before that.
+    """
+    found = []
+    for speaker in range(activity.shape[1]):
+        change = np.diff(activity[:, speaker].astype(np.int8), prepend=0, append=0)
+        starts, ends = edges[np.flatnonzero(change == 1)], edges[np.flatnonzero(change == -1)]
+        apart = starts[1:] - ends[:-1] >= min_silence - ROUNDING  # a gap that stays
+        starts, ends = starts[np.r_[True, apart][: len(starts)]], ends[np.r_[apart, True][: len(ends)]]
+        kept = ends - starts >= min_speech - ROUNDING
+        found += [(start, end, speaker) for start, end in zip(starts[kept].tolist(), ends[kept].tolist(), strict=True)]
+    return sorted(found)

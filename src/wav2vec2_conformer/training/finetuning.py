@@ -164,9 +164,9 @@ class FineTuningTrainer(SpeechTrainer):
         return metrics
 
     def is_better(self, value: float) -> bool:
-        """Than the best figure so far."""
+        """Than the best figure so far, or as good: of two such models the later one has learnt more."""
         best = self.state.best_metric
-        return best is None or (value > best if self.task.higher else value < best)
+        return best is None or (value >= best if self.task.higher else value <= best)
 
     def evaluations_since_best(self) -> int:
         """Counted in the logs, which a continued run has, too."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import set_seed
 
 from ..audio import SAMPLE_RATE
-from ..data import FrameCollator, Segment, speakers_of
+from ..configuration import Wav2Vec2ConformerConfig
+from ..data import FrameCollator, Segment, find_segments, speakers_of
 from ..evaluation.diarization import DiarizationErrors
-from ..lengths import frame_centres, frames_of, samples_a_frame
+from ..lengths import frame_centres, frame_edges, frames_of
 from ..modeling import Wav2Vec2ConformerForAudioFrameClassification, Wav2Vec2ConformerPreTrainedModel
 from ..modeling.losses import permutation_invariant_loss
 from .finetuning import fine_tune
@@ -93,21 +91,30 @@ class FrameTask(Task[FrameSettings]):
 
     def scores(self) -> Scores:
         """Diarization errors."""
-        return DiarizationScores(samples_a_frame(self.model.config) / SAMPLE_RATE)
+        return DiarizationScores(self.model.config)
 
 
 class DiarizationScores(Scores):
     """Diarization error rate of what the model hears in each frame, against the frames' labels."""
 
-    def __init__(self, step: float) -> None:
-        self.step = step  # seconds
+    def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
+        self.config = config
         self.errors = DiarizationErrors()
 
     def add(self, batch: Batch, outputs: Any) -> None:
         """Compare each recording."""
-        for labels, logits in zip(batch["labels"].cpu().numpy(), outputs.logits.float().cpu().numpy(), strict=True):
+        samples = batch["attention_mask"].sum(-1).tolist()
+        rows = zip(samples, batch["labels"].cpu(), outputs.logits.float().cpu(), strict=True)
+        for length, labels, logits in rows:
             valid = labels[:, 0] >= 0
-            self.errors.add(segments_of(labels[valid] > 0.5, self.step), segments_of(logits[valid] > 0, self.step))
+            edges = frame_edges(int(valid.sum()), length, self.config) / SAMPLE_RATE
+
+            def segments_of(active: Tensor, edges: Any = edges) -> list[Segment]:
+                return [
+                    Segment(start, end, str(speaker)) for start, end, speaker in find_segments(active.numpy(), edges)
+                ]
+
+            self.errors.add(segments_of(labels[valid] > 0.5), segments_of(logits[valid] > 0))
 
     def merge(self, others: Sequence[Self]) -> None:
         """Add the seconds."""
@@ -119,16 +126,6 @@ class DiarizationScores(Scores):
         errors, speech = self.errors, max(self.errors.speech, 1e-9)
         parts = {name: getattr(errors, name) / speech for name in ("missed", "false_alarm", "confusion")}
         return {"der": sum(parts.values()), **parts}
-
-
-def segments_of(active: NDArray[np.bool_], step: float) -> list[Segment]:
-    """Segments of (T, S) frames in which speakers are active, frames of `step` seconds."""
-    found = []
-    for speaker, frames in enumerate(active.T):
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], frames.astype(np.int8), [0]))))
-        spans = list(pairwise(edges.tolist()))[::2]
-        found += [Segment(start * step, end * step, str(speaker)) for start, end in spans]
-    return found
 
 
 def train_frame(settings: FrameSettings, *, resume: bool = False) -> dict[str, Any]:
