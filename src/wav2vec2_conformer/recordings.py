@@ -8,9 +8,10 @@ recording's windows is put together by the task: transcription, classification, 
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +24,7 @@ from .audio import SAMPLE_RATE, AudioError, AudioSource, iter_audio, prepare_wav
 from .data import normalize_waveform
 from .lengths import frames_of, samples_a_frame
 from .loading import usable_device
+from .reading import ReadAhead
 
 # B batch, N samples, T frames
 
@@ -31,11 +33,16 @@ __all__ = [
     "Progress",
     "Recording",
     "Source",
+    "Times",
     "Window",
     "WindowedModel",
     "checked_source",
     "only_result",
 ]
+
+AHEAD = 8  # batches of short windows that are collected, so that those of similar length meet
+SPREAD = 0.15  # how much shorter than the longest of its batch a window may be
+PIECES = 4  # windows that are read ahead
 
 Source = AudioSource | NDArray[Any]
 Progress = Callable[[float], object]  # called with the seconds of audio that have gone through since the last call
@@ -55,6 +62,15 @@ class Recording:
     def duration(self) -> float:
         """Seconds that have been read."""
         return self.samples / SAMPLE_RATE
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds that a run took in all, in which it waited for audio, and in which the network computed."""
+
+    total: float = 0.0
+    waiting: float = 0.0
+    network: float = 0.0
 
 
 @dataclass(slots=True)
@@ -110,6 +126,7 @@ class WindowedModel(ABC, Generic[R, Result]):
         self.normalize = normalize
         self.batch_seconds = batch_seconds
         self.stride = samples_a_frame(model.config)
+        self.times = Times()  # of the last run
 
     @abstractmethod
     def _begin(self, name: str) -> R:
@@ -130,7 +147,11 @@ class WindowedModel(ABC, Generic[R, Result]):
     def _results(
         self, sources: Iterable[Source], progress: Progress | None, *, window: float, overlap: float
     ) -> Iterator[Result | AudioError]:
-        """One result a recording, in their order, as soon as each is done; an `AudioError` where one cannot be read.
+        """One result a recording, in their order; an `AudioError` where one cannot be read.
+
+        A thread reads ahead. Whole windows are computed as soon as they fill a batch; shorter ones wait for others of
+        their length, so that hardly anything of a batch is padding. So a recording's result comes after a few
+        minutes of audio that follow it.
 
         Args:
             sources: paths, bytes, binary streams, or arrays of mono samples at 16 kHz.
@@ -138,30 +159,46 @@ class WindowedModel(ABC, Generic[R, Result]):
             window: seconds that the network sees of a recording at once.
             overlap: seconds that neighbouring windows share.
         """
+        begun, self.times = time.monotonic(), Times()
+        most = round(self.batch_seconds * SAMPLE_RATE)
         waiting: deque[R] = deque()
-        batch: list[Window[R]] = []
+        whole: list[Window[R]] = []
+        short: list[Window[R]] = []
+
+        def run(windows: list[Window[R]]) -> None:
+            for batch in similar_batches(windows, most):
+                self._run(batch, progress, window - overlap)
+            windows.clear()
 
         def finished() -> Iterator[Result | AudioError]:
             while waiting and (waiting[0].complete or waiting[0].error is not None):
                 recording = waiting.popleft()
                 yield self._result(recording) if recording.error is None else recording.error
 
-        def run() -> None:
-            self._run(batch, progress, window - overlap)
-            batch.clear()
+        with ReadAhead(self._pieces(sources, window, overlap), PIECES) as pieces:
+            for piece in pieces:
+                self.times.waiting, self.times.total = pieces.waited, time.monotonic() - begun
+                if not isinstance(piece, Window):
+                    waiting.append(piece)
+                    continue
+                (short if piece.last else whole).append(piece)
+                if samples_of(whole) + len(piece.samples) > most:
+                    run(whole)
+                if samples_of(short) > AHEAD * most:
+                    run(whole)  # first: the windows of a recording are added in their order
+                    run(short)
+                    yield from finished()
+            run(whole)
+            run(short)
+            yield from finished()
+            self.times.waiting, self.times.total = pieces.waited, time.monotonic() - begun
 
+    def _pieces(self, sources: Iterable[Source], window: float, overlap: float) -> Iterator[R | Window[R]]:
+        """Each recording, and then its windows."""
         for source in sources:
             recording = self._begin("waveform" if isinstance(source, np.ndarray) else source_name(source))
-            waiting.append(recording)
-            for piece in self._windows(recording, source, window, overlap):
-                longest = max(len(other.samples) for other in [*batch, piece])
-                if batch and longest * (len(batch) + 1) > self.batch_seconds * SAMPLE_RATE:
-                    run()
-                    yield from finished()
-                batch.append(piece)
-        if batch:
-            run()
-        yield from finished()
+            yield recording
+            yield from self._windows(recording, source, window, overlap)
 
     def _windows(self, recording: R, source: Source, window: float, overlap: float) -> Iterator[Window[R]]:
         """Cut a recording into windows that start on multiples of the frame stride."""
@@ -189,6 +226,7 @@ class WindowedModel(ABC, Generic[R, Result]):
     @torch.inference_mode()
     def _run(self, windows: list[Window[R]], progress: Progress | None, hop: float) -> None:
         """Compute a batch of windows and hand each recording its share."""
+        begun = time.monotonic()
         longest = max(len(window.samples) for window in windows)
         values = torch.zeros(len(windows), longest)
         mask = torch.zeros(len(windows), longest, dtype=torch.long)
@@ -196,12 +234,38 @@ class WindowedModel(ABC, Generic[R, Result]):
             samples = normalize_waveform(window.samples) if self.normalize and len(window.samples) else window.samples
             values[row, : len(samples)] = torch.from_numpy(samples)
             mask[row, : len(samples)] = 1
-        outputs = self._outputs(values.to(self.device), mask.to(self.device)).cpu()
+        if self.device.type == "cuda":  # from pinned memory a copy does not wait for what is being computed
+            values, mask = values.pin_memory(), mask.pin_memory()
+        values, mask = values.to(self.device, non_blocking=True), mask.to(self.device, non_blocking=True)
+        outputs = self._outputs(values, mask).cpu()
+        self.times.network += time.monotonic() - begun
         for window, output in zip(windows, outputs, strict=True):
             self._add(window, output)
             window.recording.complete = window.last
             if progress is not None:
                 progress(len(window.samples) / SAMPLE_RATE if window.last else hop)
+
+
+def samples_of(windows: Sequence[Window[R]]) -> int:
+    """All samples of windows."""
+    return sum(len(window.samples) for window in windows)
+
+
+def similar_batches(windows: Sequence[Window[R]], most: int) -> Iterator[list[Window[R]]]:
+    """Batches of windows of similar length, longest first, of at most `most` samples with padding, or of one window.
+
+    Windows of equal length keep their order.
+    """
+    batch: list[Window[R]] = []
+    for window in sorted(windows, key=lambda window: -len(window.samples)):
+        if batch:
+            longest = len(batch[0].samples)
+            if longest * (len(batch) + 1) > most or len(window.samples) < (1 - SPREAD) * longest:
+                yield batch
+                batch = []
+        batch.append(window)
+    if batch:
+        yield batch
 
 
 def blocks_of(source: Source, seconds: float) -> Iterator[NDArray[np.float32]]:

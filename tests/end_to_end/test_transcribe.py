@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,9 @@ def test_duration_is_the_recordings(transcriber: Transcriber, recordings: list[P
         assert transcriber.transcribe(path).duration == pytest.approx(soundfile.info(path).duration, abs=1e-4)
 
 
-def test_results_come_as_soon_as_they_are_done(model: Path, recordings: list[Path]) -> None:
+def test_results_do_not_wait_for_the_last_recording(
+    model: Path, recordings: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = []
 
     def sources() -> Iterator[Path]:
@@ -91,6 +94,9 @@ def test_results_come_as_soon_as_they_are_done(model: Path, recordings: list[Pat
             taken.append(path)
             yield path
 
+    # Short windows wait for others of their length, but only for so many; and a thread reads some ahead.
+    monkeypatch.setattr(windowing, "AHEAD", 1)
+    monkeypatch.setattr(windowing, "PIECES", 1)
     results = Transcriber.from_pretrained(model, device="cpu", batch_seconds=0.01).transcribe_many(sources())
     next(results)
     assert len(taken) < len(recordings)
@@ -537,7 +543,9 @@ def test_memory_does_not_grow_with_the_recording(monkeypatch: pytest.MonkeyPatch
         assert result.duration == pytest.approx(blocks * len(say("ABC DE FA B")[: 2 * RATE]) / RATE)
         assert len(made) > blocks  # windows of 2 s every second
         assert oracle.largest <= 8 * RATE
-        assert most[0] <= 6  # a batch of 4, the one that is being cut, and the loop's
+        assert (
+            most[0] <= 6 + windowing.PIECES
+        )  # a batch of 4, the one that is being cut, the loop's, what is read ahead
         return most[0], highest
 
     monkeypatch.setattr(windowing, "Window", Counted)
@@ -551,3 +559,14 @@ def test_a_transcript_is_a_value() -> None:
     assert Transcript("A", 1.0) == Transcript("A", 1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         Transcript("A", 1.0).text = "B"  # type: ignore[misc]
+
+
+def test_profile_says_where_the_time_went(
+    model: Path, recordings: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["transcribe", "--model", str(model), "--profile", *map(str, recordings)]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == len(recordings)
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", captured.err)]
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(100, abs=0.3)

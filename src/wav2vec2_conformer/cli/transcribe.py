@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from .recordings import INPUTS, Recordings, add_compute, add_recordings, find
+
+if TYPE_CHECKING:
+    from ..recordings import Times
 
 __all__ = ["add_parser"]
 
@@ -36,6 +40,7 @@ def add_parser(commands: Any) -> None:
     add("--language", metavar="ID", help="of a model with language adapters, the one to write, such as eng")
     add("--json", action="store_true", help='one JSON object a line: {"file", "text", "duration"} or {"file", "error"}')
     add_compute(parser)
+    add("--profile", action="store_true", help="say on stderr where the time went")
     parser.set_defaults(run=run)
 
 
@@ -47,7 +52,20 @@ def run(options: argparse.Namespace) -> int:
     transcriber = Transcriber.from_pretrained(
         options.model, device=options.device, batch_seconds=options.batch_seconds, target_lang=options.language
     )
+    seconds = 0.0
     for file, result in recordings.results(transcriber.transcribe_many):
         record = {"file": file, "text": result.text, "duration": round(result.duration, 3)}
+        seconds += result.duration
         recordings.write(record, [recordings.named(file, result.text)])
+    if options.profile:
+        print(profile(transcriber.times, seconds), file=sys.stderr)
     return recordings.exit_code
+
+
+def profile(times: Times, seconds: float) -> str:
+    """Where the time of a run over so many seconds of audio went, in a line."""
+    total = max(times.total, 1e-9)
+    rest = max(0.0, total - times.waiting - times.network)
+    shares = {"network": times.network, "waiting for audio": times.waiting, "joining windows and writing": rest}
+    told = ", ".join(f"{name} {part / total:.1%}" for name, part in shares.items())
+    return f"{total:.2f} s, {seconds / total:.1f} times real time: {told}"
