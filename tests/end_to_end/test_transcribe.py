@@ -570,3 +570,11 @@ def test_profile_says_where_the_time_went(
     shares = [float(share) for share in re.findall(r"([\d.]+)%", captured.err)]
     assert len(shares) == 3
     assert sum(shares) == pytest.approx(100, abs=0.3)
+
+
+def test_a_sound_model_loads_without_a_word(model: Path) -> None:
+    code = f"from wav2vec2_conformer import Transcriber; Transcriber.from_pretrained({str(model)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "[transformers]" not in done.stderr
+    assert "WARNING" not in done.stderr

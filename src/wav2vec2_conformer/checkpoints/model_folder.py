@@ -93,12 +93,15 @@ def load_model(name: str, config: Wav2Vec2ConformerConfig, model_class: Any, **o
 def without_report() -> Iterator[None]:
     """Without the table of keys that transformers writes, in colours; what matters of it is an error or a line here."""
     library = logging.getLogger("transformers.modeling_utils")
-    level = library.level
-    library.setLevel(logging.ERROR)
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    library.addFilter(is_error)  # a level of its own would make it check, and tell, how the model can be sharded
     try:
         yield
     finally:
-        library.setLevel(level)
+        library.removeFilter(is_error)
 
 
 def first_line(error: Exception) -> str:
