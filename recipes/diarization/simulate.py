@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from wav2vec2_conformer.audio import SAMPLE_RATE, load_audio
 
 FRAME = SAMPLE_RATE // 100  # 10 ms
+CLICK = 0.1  # seconds; what is shorter is no speech
 PAUSE = 0.2  # seconds of silence within an utterance that are marked as such
 BELOW = 30.0  # dB below an utterance's loud frames that count as silence
 OVERLAP = (0.10, 0.20)  # share of the speech time
@@ -40,7 +41,7 @@ def speech_of(waveform: NDArray[np.float32]) -> list[tuple[float, float]]:
             found[-1] = (found[-1][0], end)
         else:
             found.append((start, end))
-    return found
+    return [(start, end) for start, end in found if end - start >= CLICK]
 
 
 def overlapped(segments: list[dict[str, Any]]) -> float:
@@ -60,6 +61,7 @@ def converse(
     segments: list[dict[str, Any]] = []
     gains = 10 ** (rng.uniform(-3, 3, 2) / 20)
     end, turn = rng.uniform(0, 1), int(rng.integers(2))
+    spoken = [0.0, 0.0]  # where each speaker's last turn ends
     while True:
         waveform = load_audio(str(rng.choice(utterances[speakers[turn]])), sample_rate=SAMPLE_RATE)
         speech = speech_of(waveform)
@@ -68,9 +70,11 @@ def converse(
         first, last = speech[0][0], speech[-1][1]
         waveform = waveform[round(first * SAMPLE_RATE) : round(last * SAMPLE_RATE)]
         length = len(waveform) / SAMPLE_RATE
-        # An interruption, or a pause.
-        start = end - rng.uniform(0.3, 0.6 * min(length, 4.0)) if rng.random() < 0.6 else end + rng.uniform(0.1, 1.2)
-        start = max(0.0, start)
+        # An interruption of the other speaker, or a pause.
+        if segments and segments[-1]["speaker"] != f"speaker{turn}" and rng.random() < 0.6:
+            start = max(spoken[turn], end - rng.uniform(0.3, 0.6 * min(length, 4.0)))
+        else:
+            start = end + rng.uniform(0.1, 1.2)
         if start + length > seconds:
             break
         begin = round(start * SAMPLE_RATE)
@@ -80,7 +84,7 @@ def converse(
             {"start": round(start + a - first, 2), "end": round(start + b - first, 2), "speaker": f"speaker{turn}"}
             for a, b in speech
         ]
-        end = max(end, start + length)
+        end, spoken[turn] = max(end, start + length), start + length
         turn = 1 - turn if rng.random() < 0.85 else turn
     mixed = mixed[: round((end + rng.uniform(0, 0.5)) * SAMPLE_RATE)]
     mixed += (rng.standard_normal(mixed.size) * 0.05 * 10 ** rng.uniform(-2.5, -1.5)).astype(np.float32)
