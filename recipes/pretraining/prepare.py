@@ -3,8 +3,8 @@
     python recipes/pretraining/prepare.py --data ../shared/data --output runs/pretraining/data
 
 writes `unlabelled` (all train manifests of the folder, without their transcripts), `labelled-10min` and `labelled-1h`
-(utterances of librispeech-train of at most 5.5 and 11 s, drawn speaker by speaker until there is enough), `dev` (librispeech-dev), and
-`config.json`: the default model's configuration with a codebook for few hours.
+(utterances of librispeech-train of at most 5.5 and 11 s, drawn speaker by speaker until there is enough), `dev`
+(librispeech-dev), and `config.json`: the default model's configuration with a codebook for few hours.
 """
 
 from __future__ import annotations
