@@ -1,4 +1,4 @@
-"""Manifests for speaker verification: nobody who is judged is heard in training.
+"""Manifests for speaker verification: nobody who is judged is named in training (pre-training has heard them).
 
     python recipes/verification/prepare.py --data ../shared/data --output runs/verification/data
 

@@ -150,8 +150,8 @@ class WindowedModel(ABC, Generic[R, Result]):
         """One result a recording, in their order; an `AudioError` where one cannot be read.
 
         A thread reads ahead. Whole windows are computed as soon as they fill a batch; shorter ones wait for others of
-        their length, so that hardly anything of a batch is padding. So a recording's result comes after a few
-        minutes of audio that follow it.
+        their length, so that hardly anything of a batch is padding. So a recording's result comes after up to
+        2 `AHEAD` batches' worth of audio that follows it.
 
         Args:
             sources: paths, bytes, binary streams, or arrays of mono samples at 16 kHz.
@@ -164,6 +164,7 @@ class WindowedModel(ABC, Generic[R, Result]):
         waiting: deque[R] = deque()
         whole: list[Window[R]] = []
         short: list[Window[R]] = []
+        passed = 0  # samples since results were last given
 
         def run(windows: list[Window[R]]) -> None:
             for batch in similar_batches(windows, most):
@@ -184,14 +185,16 @@ class WindowedModel(ABC, Generic[R, Result]):
                 (short if piece.last else whole).append(piece)
                 if samples_of(whole) + len(piece.samples) > most:
                     run(whole)
-                if samples_of(short) > AHEAD * most:
+                passed += len(piece.samples)
+                if max(samples_of(short), passed // 2) > AHEAD * most:
                     run(whole)  # first: the windows of a recording are added in their order
                     run(short)
+                    passed = 0
                     yield from finished()
             run(whole)
             run(short)
-            yield from finished()
             self.times.waiting, self.times.total = pieces.waited, time.monotonic() - begun
+            yield from finished()
 
     def _pieces(self, sources: Iterable[Source], window: float, overlap: float) -> Iterator[R | Window[R]]:
         """Each recording, and then its windows."""

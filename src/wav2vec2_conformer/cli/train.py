@@ -57,7 +57,11 @@ def add_parser(commands: Any) -> None:
     add("--unknown-limit", type=float, metavar="SHARE", help="largest share of unknown characters (0.01)")
     add = add_task(tasks, "sequence", "classification of whole recordings", SEQUENCE_EXAMPLE)
     add("--preset", metavar="FILE", help="a TOML file with tables [model] and [training]")
-    add("--balance", action="store_true", help="let all classes weigh the same, however many recordings they have")
+    add(
+        "--balance",
+        action=argparse.BooleanOptionalAction,
+        help="let all classes weigh the same, however many recordings they have",
+    )
     add = add_task(tasks, "frame", "speaker diarization: who speaks in each frame", FRAME_EXAMPLE)
     add("--preset", metavar="FILE", help="a TOML file with tables [model] and [training]")
     add("--speakers", type=int, metavar="N", help="how many the model tells apart (most in one training recording)")
@@ -97,13 +101,15 @@ def add_task(tasks: Any, name: str, what: str, examples: str) -> Callable[..., A
     add("--warmup", type=float, metavar="SHARE", help="share of the steps in which the rate rises (0.1)")
     add("--weight-decay", type=float, metavar="W", help="of AdamW (0.01)")
     add("--clip", type=float, metavar="NORM", help="largest gradient norm; 0: as it is (1.0)")
-    add("--no-augment", dest="augment", action="store_false", help="neither change speed and band nor add noise")
-    add("--freeze-feature-encoder", action="store_true", help="leave the convolutions as they are")
+    yes_or_no = argparse.BooleanOptionalAction  # what a preset switches on, the command line can switch off
+    add("--augment", action=yes_or_no, help="change speed and band, add noise (yes)")
+    add("--freeze-feature-encoder", action=yes_or_no, help="leave the convolutions as they are")
     add("--freeze-updates", type=int, metavar="N", help="steps in which only the head learns (0)")
     add("--lora", type=int, metavar="RANK", help="learn low-rank adapters of the attention in place of the network")
-    add("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
-    add("--gradient-checkpointing", action="store_true", help="compute activations twice instead of keeping them")
+    add("--bf16", action=yes_or_no, help="compute in bfloat16 where it is safe")
+    add("--gradient-checkpointing", action=yes_or_no, help="compute activations twice instead of keeping them")
     add("--evaluate-every", type=int, metavar="STEPS", help="0: once an epoch (0)")
+    add("--log-every", type=int, metavar="STEPS", help="steps between logs (20)")
     add("--patience", type=int, metavar="N", help="stop after so many evaluations without a better figure (never)")
     add("--overfit", type=int, metavar="N", help="learn only N utterances by heart, to check data and settings")
     add("--cache-gb", type=float, metavar="GB", help="decoded audio to keep in memory; an hour takes 0.12 (0.0)")

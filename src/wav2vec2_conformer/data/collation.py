@@ -172,8 +172,9 @@ class FrameCollator:
     Args:
         frames_of: samples -> frames of the model. See `CTCCollator`.
         centres: (T,) frame indices -> the sample in each frame's middle, at which its speakers are looked up.
-        speakers: S, of the model. A crop with more is left out and named.
+        speakers: S, of the model.
         longest: samples to which longer recordings are cut, at a random place; None: they stay whole.
+        most: speakers in a crop; one with more is left out and named. None: the labels then have more than S columns.
     """
 
     def __init__(
@@ -183,8 +184,10 @@ class FrameCollator:
         speakers: int,
         *,
         longest: int | None = None,
+        most: int | None = None,
     ) -> None:
-        self._frames_of, self._centres, self._speakers, self._longest = frames_of, centres, speakers, longest
+        self._frames_of, self._centres, self._speakers = frames_of, centres, speakers
+        self._longest, self._most = longest, most
 
     def __call__(self, items: Sequence[SpeechItem | SkippedItem]) -> FrameBatch:
         whole, skipped = sort_out(items, partial(without_frame, frames_of=self._frames_of))
@@ -194,16 +197,15 @@ class FrameCollator:
             start = crop_start(item, self._longest)
             waveform = item["input_values"][start:][: self._longest]
             activity = self._activity(item, start, self._frames_of(len(waveform)))
-            if activity.shape[1] > self._speakers:
-                skipped.append(
-                    f"{item['name']}: {activity.shape[1]} speakers, but the model tells {self._speakers} apart"
-                )
+            if self._most is not None and activity.shape[1] > self._most:
+                skipped.append(f"{item['name']}: {activity.shape[1]} speakers, but the model tells {self._most} apart")
                 continue
             waveforms.append(waveform)
             activities.append(activity)
         input_values, attention_mask = pad(waveforms)
         frames = max((len(activity) for activity in activities), default=0)
-        labels = torch.full((len(waveforms), frames, self._speakers), float(LABEL_PADDING))
+        columns = max([self._speakers, *(activity.shape[1] for activity in activities)])
+        labels = torch.full((len(waveforms), frames, columns), float(LABEL_PADDING))
         for row, activity in enumerate(activities):
             labels[row, : len(activity)] = 0
             labels[row, : len(activity), : activity.shape[1]] = torch.from_numpy(activity)

@@ -43,6 +43,8 @@ def last_checkpoint(directory: Path) -> Path | None:
 def remove(path: Path) -> None:
     """Delete a folder so that it is never seen half deleted under its own name."""
     doomed = path if path.name.endswith(INCOMPLETE) else path.with_name(path.name + INCOMPLETE)
+    if doomed != path and doomed.exists():  # what is to take its place is there already
+        doomed = path.with_name(f"{path.name}.old{INCOMPLETE}")
     if doomed != path:
         path.rename(doomed)
     shutil.rmtree(doomed)

@@ -16,7 +16,7 @@ from ..data import CTCCollator, TextEncoder, build_processor, build_vocabulary, 
 from ..decoding import greedy_texts
 from ..evaluation import ErrorRates
 from ..lengths import frames_of
-from ..modeling import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerPreTrainedModel
+from ..modeling import Wav2Vec2ConformerForCTC
 from ..modeling.losses import ctc_loss
 from ..processing import load_processor
 from .finetuning import fine_tune
@@ -56,7 +56,7 @@ class CTCTask(Task[CTCSettings]):
     metric, higher, field, learnt = "wer", False, "text", 0.05
     model_class = Wav2Vec2ConformerForCTC
 
-    def build(self) -> Wav2Vec2ConformerPreTrainedModel:
+    def build(self) -> None:
         """With one output a token of the vocabulary; transcripts that it lacks much of are refused."""
         settings, texts = self.settings, [utterance.text or "" for utterance in self.train]
         self.blanks = BlankMonitor()
@@ -65,13 +65,12 @@ class CTCTask(Task[CTCSettings]):
             build_vocabulary(texts), do_normalize=super().normalize
         )
         vocabulary = self.processor.tokenizer.get_vocab()
-        dev = settings.dev or "the development set"
-        for what, utterances in ((", ".join(settings.train), self.train), (dev, self.dev)):
+        for what, utterances in ((", ".join(settings.train), self.train), (self.dev_name, self.dev)):
             spoken = [utterance.text or "" for utterance in utterances]
             unknown = check_coverage(spoken, vocabulary, limit=settings.unknown_limit, what=what)
             if unknown:
                 logger.warning("%s: %d unknown characters: %s", what, unknown.total(), dict(unknown.most_common(10)))
-        return self.load(**token_ids(self.processor))
+        self.model = self.load(**token_ids(self.processor), problem_type=None)
 
     @property
     def encoder(self) -> TextEncoder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .record import prepare_output, record_settings
 from .report import FINE_TUNING, write_report
 from .settings import FineTuningSettings
 from .tasks import Batch, Task
-from .trainer import SpeechLoader, SpeechTrainer
+from .trainer import NAMED, SpeechLoader, SpeechTrainer
 
 __all__ = ["FineTuningTrainer", "fine_tune"]
 
@@ -30,9 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 class FrozenNetwork(TrainerCallback):
-    """Lets only the head learn at first: the network computes in training mode, without gradients, and stays as it is.
+    """Lets only the head learn at first: the network computes in training mode, without gradients.
 
-    Its parameters stay ones that need gradients, since DDP counts on the same ones in every step.
+    Its weights stay as they are, while the statistics of its batch norms follow the new data. Its parameters stay ones
+    that need gradients, since DDP counts on the same ones in every step.
     """
 
     def __init__(self, network: nn.Module, updates: int) -> None:
@@ -41,6 +43,13 @@ class FrozenNetwork(TrainerCallback):
         self.before = True
         network.register_forward_pre_hook(self.enter)
         network.register_forward_hook(self.leave, always_call=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.updates >= state.max_steps:
+            logger.warning(
+                "only the head will learn: all %d updates are within the %d of `freeze_updates`",
+                *(state.max_steps, self.updates),
+            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.frozen = state.global_step < self.updates
@@ -66,7 +75,7 @@ class FineTuningTrainer(SpeechTrainer):
     def __init__(self, *args: Any, task: Task[Any], dev_loader: SpeechLoader, **kwargs: Any) -> None:
         super().__init__(*args, schedule=(task.settings.schedule, task.settings.warmup), **kwargs)
         self.task, self.dev_loader = task, dev_loader
-        self.best: dict[str, float] = {}
+        self.judged = False  # whether the development set has been gone through
         self.logits = RootMeanSquare(self.args.device)
         self.drift = Drift(self.accelerator.unwrap_model(self.model).base_model)
 
@@ -131,7 +140,11 @@ class FineTuningTrainer(SpeechTrainer):
         model.eval()
         begun, scores, seen, skipped = time.monotonic(), self.task.scores(), 0, 0
         for batch in self.dev_loader:
-            skipped += len(batch.pop("skipped_names"))
+            names = batch.pop("skipped_names")
+            if not self.judged:
+                for name in names[: max(0, NAMED - skipped)]:
+                    logger.warning("not judged: %s", name)
+            skipped += len(names)
             if batch["input_values"].shape[0] == 0:
                 continue
             seen += batch["input_values"].shape[0]
@@ -144,7 +157,8 @@ class FineTuningTrainer(SpeechTrainer):
         scores.merge([other for other, _, _ in others])
         seen, skipped = seen + sum(n for _, n, _ in others), skipped + sum(n for _, _, n in others)
         if seen == 0:
-            raise ValueError(f"none of the {skipped} utterances of the development set could be read")
+            raise ValueError(f"none of the {skipped} utterances of {self.task.dev_name} could be used")
+        self.judged = True
         figures = scores.figures()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         metrics[f"{metric_key_prefix}_skipped"] = float(skipped)
@@ -158,10 +172,18 @@ class FineTuningTrainer(SpeechTrainer):
                 self.task.finish(Path(str(self.args.output_dir)), figures)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if 0 < self.task.settings.patience <= self.evaluations_since_best():
+        if self.gives_up():
             logger.warning("no better %s for %d evaluations: stopping", self.task.metric, self.task.settings.patience)
             self.control.should_training_stop = True
         return metrics
+
+    def is_over(self) -> bool:
+        """Also where it has given up, as a continued run finds in its logs."""
+        return super().is_over() or self.gives_up()
+
+    def gives_up(self) -> bool:
+        """Whether nothing has become better for too long."""
+        return 0 < self.task.settings.patience <= self.evaluations_since_best()
 
     def is_better(self, value: float) -> bool:
         """Than the best figure so far, or as good: of two such models the later one has learnt more."""
@@ -249,7 +271,7 @@ def make_loaders(task: Task[Any], arguments: TrainingArguments) -> tuple[SpeechL
     """The training batches of this process, and its share of the development set."""
     settings: FineTuningSettings = task.settings
     make: dict[str, Any] = {"seed": settings.seed, "do_normalize": task.normalize}
-    sampling: dict[str, Any] = {"longest": task.longest} if task.longest else {}
+    longest, longest_dev = task.longest(training=True) or math.inf, task.longest(training=False) or math.inf
     train_loader = SpeechLoader(
         SpeechDataset(
             task.train,
@@ -265,7 +287,7 @@ def make_loaders(task: Task[Any], arguments: TrainingArguments) -> tuple[SpeechL
         seed=settings.seed,
         rank=arguments.process_index,
         world_size=arguments.world_size,
-        **sampling,
+        longest=longest,
     )
     if len(task.dev) < arguments.world_size:
         raise ValueError(
@@ -275,7 +297,9 @@ def make_loaders(task: Task[Any], arguments: TrainingArguments) -> tuple[SpeechL
     dev_loader = SpeechLoader(
         SpeechDataset(share, task.encoder, **make),
         task.collator(training=False),
-        batch_seconds=max([settings.batch_seconds, *(utterance.duration for utterance in share)]),
+        batch_seconds=max(settings.batch_seconds, *(min(utterance.duration, longest_dev) for utterance in share)),
+        max_batch=settings.max_batch,
+        longest=longest_dev,
         seed=settings.seed,
         shuffle=False,
     )
@@ -300,7 +324,7 @@ def training_arguments(settings: FineTuningSettings, output: Path) -> TrainingAr
         eval_steps=settings.evaluate_every or None,
         save_steps=settings.evaluate_every or 500,
         save_total_limit=None,  # `SpeechTrainer` keeps the newest itself
-        logging_steps=20,
+        logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         report_to=["tensorboard"],
         disable_tqdm=True,

@@ -15,12 +15,12 @@ from ..configuration import Wav2Vec2ConformerConfig
 from ..data import FrameCollator, Segment, find_segments, speakers_of
 from ..evaluation.diarization import DiarizationErrors
 from ..lengths import frame_centres, frame_edges, frames_of
-from ..modeling import Wav2Vec2ConformerForAudioFrameClassification, Wav2Vec2ConformerPreTrainedModel
+from ..modeling import Wav2Vec2ConformerForAudioFrameClassification
 from ..modeling.losses import permutation_invariant_loss
 from .finetuning import fine_tune
 from .record import check_settings
-from .settings import FineTuningSettings
-from .tasks import Batch, Scores, Task
+from .settings import FineTuningSettings, check_crop
+from .tasks import DEV_SECONDS, Batch, Scores, Task
 
 # B batch, T frames, S speakers
 
@@ -44,6 +44,7 @@ class FrameSettings(FineTuningSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, above_zero=("crop_seconds",), at_least_zero=("speakers",))
+        check_crop(self.crop_seconds, self.batch_seconds)
 
 
 class FrameTask(Task[FrameSettings]):
@@ -52,7 +53,7 @@ class FrameTask(Task[FrameSettings]):
     metric, higher, field, learnt = "der", False, "segments", 0.05
     model_class = Wav2Vec2ConformerForAudioFrameClassification
 
-    def build(self) -> Wav2Vec2ConformerPreTrainedModel:
+    def build(self) -> None:
         """With one output a speaker."""
         most = max(len(speakers_of(utterance.segments or ())) for utterance in self.train)
         self.speakers = self.settings.speakers or most
@@ -62,23 +63,23 @@ class FrameTask(Task[FrameSettings]):
                 "recordings are used in crops, and crops with more speakers are left out"
             )
         if not any(utterance.segments for utterance in self.dev):
-            raise ValueError(f"{self.settings.dev}: nobody speaks in any of these recordings")
+            raise ValueError(f"{self.dev_name}: nobody speaks in any of these recordings")
         names = [f"speaker {number + 1}" for number in range(self.speakers)]
-        return self.classify(names, problem_type="multi_label_classification")
+        self.classify(names, problem_type="multi_label_classification")
 
-    @property
-    def longest(self) -> float | None:
+    def longest(self, *, training: bool) -> float | None:
         """One crop."""
-        return self.settings.crop_seconds
+        return self.settings.crop_seconds if training else DEV_SECONDS
 
     def collator(self, *, training: bool) -> Callable[[Any], Any]:
-        """Crops with their speakers a frame; of development recordings, all of them."""
+        """Crops with their speakers a frame; in development recordings, however many speak."""
         config = self.model.config
         return FrameCollator(
             partial(frames_of, config=config),
             partial(frame_centres, config=config),
             self.speakers,
-            longest=round(self.settings.crop_seconds * SAMPLE_RATE) if training else None,
+            longest=round((self.longest(training=training) or 0) * SAMPLE_RATE),
+            most=self.speakers if training else None,
         )
 
     def items_of(self, batch: Batch) -> int:

@@ -20,7 +20,9 @@ def add_lora(model: Any, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ValueError("`lora` needs the library peft; install it with `pip install peft`") from error
+        raise ValueError(
+            "`lora` needs the library peft; install it with `pip install 'wav2vec2-conformer[lora]'`"
+        ) from error
     own = [
         p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(model.base_model_prefix)
     ]

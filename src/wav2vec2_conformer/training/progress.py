@@ -46,6 +46,9 @@ class ProgressBar(TrainerCallback):
             "loss": "loss",
             "eval_wer": "WER",
             "eval_cer": "CER",
+            "eval_macro_f1": "macro-F1",
+            "eval_eer": "EER",
+            "eval_der": "DER",
             "learning_rate": "lr",
             "speed": "x real time",
         }

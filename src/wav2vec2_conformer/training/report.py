@@ -40,7 +40,8 @@ def write_report(path: Path, history: list[dict[str, Any]], panels: list[Panel],
         panels: six of them.
         diagnosis: why it was stopped, written above the curves.
     """
-    if not any(panels[0][2][0][0] in log for log in history):
+    shown = {key for _, _, curves in panels for key, _ in curves} - {"learning_rate", "grad_norm", "speed"}
+    if not any(key in log for log in history for key in shown):
         return
     from matplotlib.figure import Figure  # imported late: only the end of a training needs it
 

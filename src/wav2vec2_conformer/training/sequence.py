@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import set_seed
 
-from ..data import ClassCollator
+from ..data import ClassCollator, Utterance
 from ..evaluation.classification import ConfusionMatrix
 from ..lengths import frames_of
-from ..modeling import Wav2Vec2ConformerForSequenceClassification, Wav2Vec2ConformerPreTrainedModel
+from ..modeling import Wav2Vec2ConformerForSequenceClassification
 from ..modeling.losses import IGNORED
 from .finetuning import fine_tune
 from .settings import FineTuningSettings
-from .tasks import Batch, Scores, Task
+from .tasks import Batch, Scores, Task, in_turn
 
 # B batch, C classes
 
@@ -44,21 +44,25 @@ class SequenceTask(Task[SequenceSettings]):
     metric, higher, field, learnt = "accuracy", True, "label", 0.95
     model_class = Wav2Vec2ConformerForSequenceClassification
 
-    def build(self) -> Wav2Vec2ConformerPreTrainedModel:
+    def few(self, count: int) -> list[Utterance]:
+        """Of all classes in turn."""
+        return in_turn(self.train, "label", count)
+
+    def build(self) -> None:
         """With one output a class."""
         counts = Counter(str(utterance.label) for utterance in self.train)
-        self.names = sorted(counts)
-        unknown = sorted({str(utterance.label) for utterance in self.dev} - set(self.names))
+        names = sorted(counts)
+        unknown = sorted({str(utterance.label) for utterance in self.dev} - set(names))
         if unknown:
             raise ValueError(
-                f"{self.settings.dev}: {len(unknown)} labels that the training data lacks: {', '.join(unknown[:5])}; "
+                f"{self.dev_name}: {len(unknown)} labels that the training data lacks: {', '.join(unknown[:5])}; "
                 "add training utterances of them or take these lines out"
             )
-        if len(self.names) < 2:
-            raise ValueError(f"all training utterances have the label {self.names[0]!r}; give two classes or more")
+        if len(names) < 2:
+            raise ValueError(f"all training utterances have the label {names[0]!r}; give two classes or more")
+        self.names = self.classify(names, last="classifier", problem_type="single_label_classification")
         shares = torch.tensor([counts[name] for name in self.names]) / len(self.train)
         self.weights = 1 / (shares * len(self.names)) if self.settings.balance else torch.ones(len(self.names))
-        return self.classify(self.names)
 
     def collator(self, *, training: bool) -> Callable[[Any], Any]:
         """Clips with class ids."""

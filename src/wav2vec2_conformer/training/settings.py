@@ -13,7 +13,7 @@ from .presets import load_preset
 from .record import check_settings
 from .schedules import HOLD, SCHEDULES
 
-__all__ = ["FineTuningSettings", "read_config"]
+__all__ = ["FineTuningSettings", "check_crop", "read_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,15 @@ class FineTuningSettings:
         weight_decay: of AdamW.
         clip: largest gradient norm; 0: as it is.
         freeze_feature_encoder: whether the convolutions stay as they are.
-        freeze_updates: updates in which only the head learns; the network runs in training mode all the same.
+        freeze_updates: updates in which only the head learns. The network runs in training mode all the same: its
+            weights stay, while the statistics of its batch norms follow the new data.
         lora: rank of low-rank adapters of the attention's projections (Hu et al. 2021), which learn in place of the
             network; 0: the network learns itself. The saved model has them merged in.
         augment: whether to change speed, narrow the band and add noise.
         bf16: whether to compute in bfloat16 where it is safe (losses stay float32).
         gradient_checkpointing: whether to compute activations twice instead of keeping them.
         evaluate_every: steps between evaluations and checkpoints; 0: once an epoch.
+        log_every: steps between logs.
         patience: evaluations without a better figure after which training stops; 0: never.
         overfit: learn only this many utterances by heart, without augmentation, dropout and masks, and judge on them:
             a check of data and settings. 0: no.
@@ -82,6 +84,7 @@ class FineTuningSettings:
     bf16: bool = False
     gradient_checkpointing: bool = False
     evaluate_every: int = 0
+    log_every: int = 20
     patience: int = 0
     overfit: int = 0
     cache_gb: float = 0.0
@@ -91,7 +94,7 @@ class FineTuningSettings:
     def __post_init__(self) -> None:
         check_settings(
             self,
-            above_zero=("epochs", "batch_seconds", "max_batch", "accumulate"),
+            above_zero=("epochs", "batch_seconds", "max_batch", "accumulate", "log_every"),
             at_least_zero=(
                 *("learning_rate", "weight_decay", "evaluate_every", "cache_gb", "workers", "seed"),
                 *("updates", "freeze_updates", "lora", "patience", "overfit", "clip"),
@@ -112,6 +115,8 @@ class FineTuningSettings:
             raise ValueError("a development set (dev) must choose the best model; only `overfit` goes without")
         if self.overfit:
             self.augment = False
+            if self.dev is not None:
+                logger.warning("`overfit` judges on the utterances that it learns: %s is not used", self.dev)
 
     @classmethod
     def from_preset(cls, preset: str | None, **given: Any) -> Self:
@@ -125,7 +130,19 @@ class FineTuningSettings:
             model_fields=Wav2Vec2ConformerConfig().to_dict(),
             training_fields={f.name for f in fields(cls)} - own,
         )
-        return cls(**{"model": loaded.model, **loaded.training, **given})
+        recipe = dict(loaded.training)
+        if "epochs" in given and "updates" not in given:
+            recipe.pop("updates", None)  # which would go before the epochs that were asked for
+        return cls(**{"model": loaded.model, **recipe, **given})
+
+
+def check_crop(crop_seconds: float, batch_seconds: float) -> None:
+    """Refuse crops that do not fit into a batch."""
+    if crop_seconds > batch_seconds:
+        raise ValueError(
+            f"a batch must hold a crop: `batch_seconds` must be at least `crop_seconds`, got {batch_seconds:g} and "
+            f"{crop_seconds:g}"
+        )
 
 
 def read_config(path: Path) -> Wav2Vec2ConformerConfig:

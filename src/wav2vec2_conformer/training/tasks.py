@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,16 +15,17 @@ from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
 from ..configuration import Wav2Vec2ConformerConfig
-from ..data import TextEncoder, build_feature_extractor, read_manifest
+from ..data import TextEncoder, Utterance, build_feature_extractor, read_manifest
 from ..modeling import Wav2Vec2ConformerPreTrainedModel
 from ..processing import DEFAULT_MODEL, normalizes
 from .settings import FineTuningSettings, read_config
 
-__all__ = ["Batch", "Scores", "Task"]
+__all__ = ["DEV_SECONDS", "Batch", "Scores", "Task", "in_turn"]
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+DEV_SECONDS = 60.0  # of a development recording, where one part of it is judged
 S = TypeVar("S", bound=FineTuningSettings)
 
 
@@ -63,17 +66,22 @@ class Task(ABC, Generic[S]):
     def __init__(self, settings: S) -> None:
         self.settings = settings
         self.train = [line for path in settings.train for line in read_manifest(path, require=self.field)]
+        self.dev_name = "the training data" if settings.overfit else str(settings.dev)
         if settings.overfit:
-            # From the whole of the data, which may be sorted by class or speaker.
-            self.train = self.train[:: max(1, len(self.train) // settings.overfit)][: settings.overfit]
+            self.train = self.few(settings.overfit)
             self.dev = list(self.train)
         else:
             self.dev = read_manifest(settings.dev or "", require=self.field)
-        self.model: Wav2Vec2ConformerPreTrainedModel = self.build()
+        self.model: Wav2Vec2ConformerPreTrainedModel
+        self.build()
+
+    def few(self, count: int) -> list[Utterance]:
+        """Training utterances for a self-check, of the kind that the task needs."""
+        return random.Random(self.settings.seed).sample(self.train, min(count, len(self.train)))
 
     @abstractmethod
-    def build(self) -> Wav2Vec2ConformerPreTrainedModel:
-        """The model, new or given."""
+    def build(self) -> None:
+        """Set `model`, new or given."""
 
     @abstractmethod
     def collator(self, *, training: bool) -> Callable[[Any], Any]:
@@ -97,9 +105,8 @@ class Task(ABC, Generic[S]):
         """Whether each waveform gets zero mean and unit variance."""
         return normalizes(self.settings.init) is not False if self.settings.init else True
 
-    @property
-    def longest(self) -> float | None:
-        """Seconds of a training recording that are used at once; None: all of it."""
+    def longest(self, *, training: bool) -> float | None:
+        """Seconds of a recording that are used at once; None: all of it."""
         return None
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -121,10 +128,26 @@ class Task(ABC, Generic[S]):
     def finish(self, output: Path, best: dict[str, float]) -> None:
         """What else a training leaves in its folder, after the best model was written."""
 
-    def classify(self, names: Sequence[str], **fields: Any) -> Wav2Vec2ConformerPreTrainedModel:
-        """A model whose outputs are called `names`: from `init`, or new from `config`."""
-        labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-        return self.load(**labels, **fields)
+    def classify(self, names: Sequence[str], *, last: str | None = None, **fields: Any) -> list[str]:
+        """Build a model whose outputs are called `names`, from `init` or new from `config`; the names in their order.
+
+        The order is that of `init`, where it has the same names. Where its names are others, the module called `last`,
+        whose outputs they are, starts anew, also if there are as many.
+        """
+        before: list[str] = []
+        if self.settings.init:
+            known = Wav2Vec2ConformerConfig.from_pretrained(self.settings.init).id2label
+            before = list((known or {}).values())
+        ordered = before if sorted(before) == sorted(names) else list(names)
+        labels = {"id2label": dict(enumerate(ordered)), "label2id": {name: i for i, name in enumerate(ordered)}}
+        self.model = self.load(**labels, **fields)
+        if last and len(before) == len(names) and ordered != before:
+            logger.warning("%s tells other classes apart: its last layer starts anew", self.settings.init)
+            head = self.model.get_submodule(last)
+            for parameter in head.parameters():
+                setattr(parameter, "_is_hf_initialized", False)  # noqa: B010 (what was loaded is not drawn again)
+            self.model._init_weights(head)
+        return ordered
 
     def load(self, **fields: Any) -> Wav2Vec2ConformerPreTrainedModel:
         """`init` with another head where it needs one, or a new model of `config`; in both, these fields are set."""
@@ -143,6 +166,15 @@ class Task(ABC, Generic[S]):
             model.freeze_feature_encoder()
         loaded: Wav2Vec2ConformerPreTrainedModel = model
         return loaded
+
+
+def in_turn(utterances: Sequence[Utterance], field: str, count: int) -> list[Utterance]:
+    """`count` utterances of all classes or speakers in turn, the first ones of each first."""
+    kinds: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        kinds.setdefault(str(getattr(utterance, field)), []).append(utterance)
+    rounds = zip_longest(*kinds.values())
+    return [utterance for together in rounds for utterance in together if utterance is not None][:count]
 
 
 # A self-check on a few utterances wants to learn them by heart.

@@ -25,7 +25,7 @@ from ..files import unwritable_as_one_line
 from .checkpoints import INCOMPLETE, keep_newest, remove, replace_files
 from .schedules import learning_rate_schedule
 
-__all__ = ["SpeechLoader", "SpeechTrainer"]
+__all__ = ["NAMED", "SpeechLoader", "SpeechTrainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class SpeechTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         """The micro-batches of one optimizer step, and the number of their items over all processes."""
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end; `Trainer` would take one step more
+        if self.is_over():  # resumed at its end; `Trainer` would take one step more
             self.control.should_training_stop = True
             return [], torch.ones((), device=device)
         begun = time.monotonic()
@@ -196,6 +196,10 @@ class SpeechTrainer(Trainer):
         self.place = 0
         count = torch.tensor(sum(self.items_of(batch) for batch in batches), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum").clamp(min=1)
+
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return bool(self.state.global_step >= self.state.max_steps)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of one micro-batch; its share of the step's loss."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,20 +16,24 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from ..data import ClassCollator
+from ..audio import SAMPLE_RATE
+from ..data import ClassCollator, Utterance
 from ..evaluation.trials import all_pairs, score_trials
 from ..files import replacing
 from ..lengths import frames_of
-from ..modeling import Wav2Vec2ConformerForXVector, Wav2Vec2ConformerPreTrainedModel
+from ..modeling import Wav2Vec2ConformerForXVector
 from ..modeling.losses import IGNORED
 from .finetuning import fine_tune
 from .record import check_settings
-from .settings import FineTuningSettings
-from .tasks import Batch, Scores, Task
+from .settings import FineTuningSettings, check_crop
+from .tasks import DEV_SECONDS, Batch, Scores, Task, in_turn
 
 # B batch, X width of an embedding
 
 __all__ = ["XVectorSettings", "train_xvector"]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,6 +49,7 @@ class XVectorSettings(FineTuningSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, above_zero=("crop_seconds",))
+        check_crop(self.crop_seconds, self.batch_seconds)
 
 
 class XVectorTask(Task[XVectorSettings]):
@@ -52,29 +58,40 @@ class XVectorTask(Task[XVectorSettings]):
     metric, higher, field, learnt = "eer", False, "speaker", 0.05
     model_class = Wav2Vec2ConformerForXVector
 
-    def build(self) -> Wav2Vec2ConformerPreTrainedModel:
+    def few(self, count: int) -> list[Utterance]:
+        """Of half as many speakers, two and more of each."""
+        speakers = Counter(utterance.speaker for utterance in self.train)
+        often = [name for name, utterances in speakers.items() if utterances > 1][: max(2, count // 2)]
+        return in_turn([utterance for utterance in self.train if utterance.speaker in often], "speaker", max(4, count))
+
+    def build(self) -> None:
         """With one class direction a training speaker."""
-        self.names = sorted({str(utterance.speaker) for utterance in self.train})
-        if len(self.names) < 2:
-            raise ValueError(f"all training utterances are by {self.names[0]!r}; give two speakers or more")
+        names = sorted({str(utterance.speaker) for utterance in self.train})
+        if len(names) < 2:
+            raise ValueError(f"all training utterances are by {names[0]!r}; give two speakers or more")
         counts = Counter(str(utterance.speaker) for utterance in self.dev)
         if len(counts) < 2 or max(counts.values()) < 2:
             raise ValueError(
-                f"{self.settings.dev}: pairs are judged: give two speakers or more, and two utterances or more of one "
+                f"{self.dev_name}: pairs are judged: give two speakers or more, and two utterances or more of one "
                 f"of them; got {len(self.dev)} utterances of {len(counts)} speakers"
             )
+        heard = counts.keys() & set(names)
+        if heard and not self.settings.overfit:
+            logger.warning(
+                "%s: %d of %d speakers are in the training data, too; EER and threshold will be better than for others",
+                *(self.dev_name, len(heard), len(counts)),
+            )
         self.speakers = {name: number for number, name in enumerate(sorted(counts))}
-        return self.classify(self.names)
+        self.names = self.classify(names, last="objective", problem_type=None)
 
-    @property
-    def longest(self) -> float | None:
+    def longest(self, *, training: bool) -> float | None:
         """One crop."""
-        return self.settings.crop_seconds
+        return self.settings.crop_seconds if training else DEV_SECONDS
 
     def collator(self, *, training: bool) -> Callable[[Any], Any]:
-        """Crops with speakers' ids; of development utterances, all of them, with ids of the development speakers."""
+        """Crops with speakers' ids; of development utterances, with ids of the development speakers."""
         ids = {name: number for number, name in enumerate(self.names)} if training else self.speakers
-        longest = round(self.settings.crop_seconds * 16_000) if training else None
+        longest = round((self.longest(training=training) or 0) * SAMPLE_RATE)
         return ClassCollator(ids, "speaker", partial(frames_of, config=self.model.config), longest=longest)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -93,7 +110,7 @@ class XVectorTask(Task[XVectorSettings]):
     def finish(self, output: Path, best: dict[str, float]) -> None:
         """The threshold at which `verify` decides."""
         with replacing(output / "verification.json") as temporary:
-            found = {"threshold": best["threshold"], "eer": best["eer"], "data": self.settings.dev}
+            found = {"threshold": best["threshold"], "eer": best["eer"], "data": self.dev_name}
             temporary.write_text(json.dumps(found, indent=2) + "\n")
 
 
