@@ -183,7 +183,7 @@ class FineTuningTrainer(SpeechTrainer):
 
     def gives_up(self) -> bool:
         """Whether nothing has become better for too long."""
-        return 0 < self.task.settings.patience <= self.evaluations_since_best()
+        return bool(0 < self.task.settings.patience <= self.evaluations_since_best())
 
     def is_better(self, value: float) -> bool:
         """Than the best figure so far, or as good: of two such models the later one has learnt more."""
