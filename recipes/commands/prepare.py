@@ -8,8 +8,10 @@ writes `train` and `dev` (speakers sorted()[4::9] of commands-train) and `val` (
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+
+from wav2vec2_conformer.data import read_manifest
+from wav2vec2_conformer.data.preparation import write_manifest
 
 
 def main() -> None:
@@ -20,21 +22,17 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
 
-    def read(name: str) -> list[dict[str, str]]:
-        lines = [json.loads(line) for line in (options.data / f"{name}.jsonl").read_text().splitlines()]
-        return [{**line, "audio": str((options.data / line["audio"]).resolve())} for line in lines]
-
-    known = read("commands-train")
-    dev = set(sorted({line["speaker"] for line in known})[4::9])
+    known = read_manifest(options.data / "commands-train.jsonl", require="label")
+    dev = set(sorted({str(line.speaker) for line in known})[4::9])
     manifests = {
-        "train": [line for line in known if line["speaker"] not in dev],
-        "dev": [line for line in known if line["speaker"] in dev],
-        "val": read("commands-val"),
+        "train": [line for line in known if line.speaker not in dev],
+        "dev": [line for line in known if line.speaker in dev],
+        "val": read_manifest(options.data / "commands-val.jsonl", require="label"),
     }
     for name, lines in manifests.items():
-        (options.output / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        speakers = {line["speaker"] for line in lines}
-        print(f"{name}: {len(lines)} recordings, {len(speakers)} speakers, {len({x['label'] for x in lines})} words")
+        write_manifest(options.output / f"{name}.jsonl", lines)
+        speakers, words = len({line.speaker for line in lines}), len({line.label for line in lines})
+        print(f"{name}: {len(lines)} recordings, {speakers} speakers, {words} words")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from wav2vec2_conformer.audio import SAMPLE_RATE, load_audio
+from wav2vec2_conformer.data import read_manifest
 
 FRAME = SAMPLE_RATE // 100  # 10 ms
 CLICK = 0.1  # seconds; what is shorter is no speech
@@ -124,10 +125,9 @@ def main() -> None:
 
     def read(name: str) -> Utterances:
         found: Utterances = {}
-        for text in (options.data / f"{name}.jsonl").read_text().splitlines():
-            line = json.loads(text)
-            if line["duration"] >= 2:
-                found.setdefault(line["speaker"], []).append(str((options.data / line["audio"]).resolve()))
+        for line in read_manifest(options.data / f"{name}.jsonl", require="speaker"):
+            if line.duration >= 2:
+                found.setdefault(str(line.speaker), []).append(str(line.audio.resolve()))
         return found
 
     def of(utterances: Utterances, speakers: list[str]) -> Utterances:

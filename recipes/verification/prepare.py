@@ -11,9 +11,10 @@ speechocean762's sorted()[2::10].
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
+
+from wav2vec2_conformer.data import Utterance, read_manifest
+from wav2vec2_conformer.data.preparation import write_manifest
 
 LEAST = 2.0  # seconds
 
@@ -26,34 +27,27 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
 
-    def read(name: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (options.data / f"{name}.jsonl").read_text().splitlines()]
-        return [
-            {**line, "audio": str((options.data / line["audio"]).resolve())}
-            for line in lines
-            if line["duration"] >= LEAST
-        ]
+    def read(name: str) -> list[Utterance]:
+        lines = read_manifest(options.data / f"{name}.jsonl", require="speaker")
+        return [line for line in lines if line.duration >= LEAST]
 
-    def speakers(lines: list[dict[str, Any]]) -> list[str]:
-        return sorted({line["speaker"] for line in lines})
+    def speakers(lines: list[Utterance]) -> list[str]:
+        return sorted({str(line.speaker) for line in lines})
 
     ocean, libri, an4 = read("speechocean762-train"), read("librispeech-train"), read("an4-train")
-    ocean_held, ocean_dev, libri_held = (
-        set(speakers(ocean)[::5]),
-        set(speakers(ocean)[2::10]),
-        set(speakers(libri)[::4]),
-    )
+    ocean_held, ocean_dev = set(speakers(ocean)[::5]), set(speakers(ocean)[2::10])
+    libri_held = set(speakers(libri)[::4])
     manifests = {
-        "train": [line for line in ocean if line["speaker"] not in ocean_held | ocean_dev]
-        + [line for line in libri if line["speaker"] not in libri_held]
+        "train": [line for line in ocean if line.speaker not in ocean_held | ocean_dev]
+        + [line for line in libri if line.speaker not in libri_held]
         + an4,
-        "dev": [line for line in ocean if line["speaker"] in ocean_dev],
-        "speechocean762-held-out": [line for line in ocean if line["speaker"] in ocean_held],
-        "librispeech-held-out": [line for line in libri if line["speaker"] in libri_held] + read("librispeech-dev"),
+        "dev": [line for line in ocean if line.speaker in ocean_dev],
+        "speechocean762-held-out": [line for line in ocean if line.speaker in ocean_held],
+        "librispeech-held-out": [line for line in libri if line.speaker in libri_held] + read("librispeech-dev"),
     }
     for name, lines in manifests.items():
-        (options.output / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        hours = sum(line["duration"] for line in lines) / 3600
+        write_manifest(options.output / f"{name}.jsonl", lines)
+        hours = sum(line.duration for line in lines) / 3600
         print(f"{name}: {len(lines)} utterances, {hours:.2f} h, {len(speakers(lines))} speakers")
 
 

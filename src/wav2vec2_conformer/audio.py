@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
@@ -42,6 +43,7 @@ __all__ = [
     "AudioHeader",
     "AudioSource",
     "audio_duration",
+    "audio_files",
     "audio_header",
     "iter_audio",
     "iter_stored",
@@ -60,6 +62,12 @@ AUDIO_SUFFIXES = frozenset({
 AudioSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 _MAX_ARRAY_CHANNELS = 8  # 7.1 surround; an array with more rows is (samples, channels)
 _SPOOL_BYTES = 32 << 20  # of a pipe in memory; the rest goes to a temporary file
+
+
+def audio_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
+    """Audio files in a folder, or, if `deep`, at any depth below it, in the order of their paths."""
+    paths = folder.rglob("*") if deep else folder.iterdir()
+    yield from sorted(path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
 
 
 def iter_audio(

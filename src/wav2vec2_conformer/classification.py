@@ -16,11 +16,9 @@ from .audio import AudioError
 from .loading import label_names, load_head, usable_device
 from .modeling import Wav2Vec2ConformerForSequenceClassification
 from .recordings import (
-    AveragedRecording,
+    AveragedModel,
     Progress,
     Source,
-    Window,
-    WindowedModel,
     checked_source,
     only_result,
 )
@@ -57,7 +55,7 @@ class Classification:
         return [(self.labels[i], float(self.scores[i])) for i in order]
 
 
-class AudioClassifier(WindowedModel[AveragedRecording, Classification]):
+class AudioClassifier(AveragedModel[Classification]):
     """Says which of its classes a recording belongs to.
 
     A recording of up to 30 s is seen at once. A longer one is cut into windows of 30 s, and its scores are the mean of
@@ -137,18 +135,9 @@ class AudioClassifier(WindowedModel[AveragedRecording, Classification]):
         """
         return self._results(sources, progress, window=WINDOW, overlap=0.0)
 
-    def _begin(self, name: str) -> AveragedRecording:
-        return AveragedRecording(name)
-
     def _outputs(self, values: Tensor, mask: Tensor) -> Tensor:
         logits: Tensor = self.model(values, mask).logits.float()  # (B, C)
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
-    def _add(self, window: Window[AveragedRecording], output: Tensor) -> None:
-        window.recording.add(output, window.frames)
-
-    def _result(self, recording: AveragedRecording) -> Classification | AudioError:
-        mean = recording.mean()
-        if isinstance(mean, AudioError):
-            return mean
-        return Classification(self.labels, mean.float().numpy(), recording.duration)
+    def _answer(self, mean: Tensor, duration: float) -> Classification:
+        return Classification(self.labels, mean.float().numpy(), duration)

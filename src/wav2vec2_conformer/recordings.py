@@ -29,6 +29,7 @@ from .reading import ReadAhead
 # B batch, N samples, T frames
 
 __all__ = [
+    "AveragedModel",
     "AveragedRecording",
     "Progress",
     "Recording",
@@ -247,6 +248,24 @@ class WindowedModel(ABC, Generic[R, Result]):
             window.recording.complete = window.last
             if progress is not None:
                 progress(len(window.samples) / SAMPLE_RATE if window.last else hop)
+
+
+class AveragedModel(WindowedModel[AveragedRecording, Result]):
+    """A network that gives one row a window; a recording's is their mean, weighted by their frames."""
+
+    @abstractmethod
+    def _answer(self, mean: Tensor, duration: float) -> Result:
+        """What the mean row (C,) of a recording of so many seconds says."""
+
+    def _begin(self, name: str) -> AveragedRecording:
+        return AveragedRecording(name)
+
+    def _add(self, window: Window[AveragedRecording], output: Tensor) -> None:
+        window.recording.add(output, window.frames)
+
+    def _result(self, recording: AveragedRecording) -> Result | AudioError:
+        mean = recording.mean()
+        return mean if isinstance(mean, AudioError) else self._answer(mean, recording.duration)
 
 
 def samples_of(windows: Sequence[Window[R]]) -> int:

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
 from .audio import AudioError
+from .calibration import read_threshold
 from .loading import load_head, usable_device
 from .modeling import Wav2Vec2ConformerForXVector
 from .processing import model_name
 from .recordings import (
-    AveragedRecording,
+    AveragedModel,
     Progress,
     Source,
-    Window,
-    WindowedModel,
     checked_source,
     only_result,
 )
 
 # B batch, N samples, X width of the embedding
 
-__all__ = ["CALIBRATION", "SpeakerEncoder", "similarity"]
+__all__ = ["SpeakerEncoder", "similarity"]
 
 WINDOW = 30.0  # seconds
-CALIBRATION = "verification.json"  # {"threshold": ...}, beside a model
 
 
 def similarity(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -58,7 +52,7 @@ def unit_length(vector: NDArray[np.float64]) -> NDArray[np.float64]:
     return unit
 
 
-class SpeakerEncoder(WindowedModel[AveragedRecording, NDArray[np.float32]]):
+class SpeakerEncoder(AveragedModel[NDArray[np.float32]]):
     """Gives a recording's speaker as a vector of unit length: the nearer two vectors, the likelier one speaker.
 
     It is the x-vector model's `embeddings`, scaled. A recording of up to 30 s is seen at once. A longer one is cut into
@@ -142,38 +136,9 @@ class SpeakerEncoder(WindowedModel[AveragedRecording, NDArray[np.float32]]):
         """
         return self._results(sources, progress, window=WINDOW, overlap=0.0)
 
-    def _begin(self, name: str) -> AveragedRecording:
-        return AveragedRecording(name)
-
     def _outputs(self, values: Tensor, mask: Tensor) -> Tensor:
         embeddings: Tensor = self.model(values, mask).embeddings.float()  # (B, X)
         return embeddings
 
-    def _add(self, window: Window[AveragedRecording], output: Tensor) -> None:
-        window.recording.add(output, window.frames)
-
-    def _result(self, recording: AveragedRecording) -> NDArray[np.float32] | AudioError:
-        mean = recording.mean()
-        return mean if isinstance(mean, AudioError) else unit_length(mean.numpy()).astype(np.float32)
-
-
-def read_threshold(model: str) -> float | None:
-    """The threshold in `verification.json` beside a model (a folder or a Hub id), or None where there is no such file.
-
-    Raises:
-        ValueError: the file holds no threshold.
-    """
-    path = cached_file(model, CALIBRATION, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return None
-    expected = 'expected {"threshold": ...}, a number from -1 to 1'
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {expected}") from error
-    threshold = content.get("threshold") if isinstance(content, dict) else None
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
-        raise ValueError(f"{path}: got {str(content)[:80]!r}; {expected}")
-    if not -1 <= threshold <= 1:
-        raise ValueError(f"{path}: got a threshold of {threshold}; {expected}")
-    return float(threshold)
+    def _answer(self, mean: Tensor, duration: float) -> NDArray[np.float32]:
+        return unit_length(mean.numpy()).astype(np.float32)

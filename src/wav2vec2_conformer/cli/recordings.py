@@ -38,13 +38,11 @@ def add_compute(parser: Any) -> None:
 
 def find(names: Iterable[str]) -> Iterator[str]:
     """The files that the arguments name; a folder stands for the audio files below it."""
-    from ..audio import AUDIO_SUFFIXES
+    from ..audio import audio_files
 
     for name in names:
         path = Path(name)
-        inside: list[Path] = []
-        if name not in ("", "-") and path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        inside = list(audio_files(path)) if name not in ("", "-") and path.is_dir() else []
         # a folder without such files stays in the list, to be named as one that cannot be read
         yield from map(str, inside) if inside else [name]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..audio import AUDIO_SUFFIXES, AudioError, audio_duration
+from ..audio import AudioError, audio_duration, audio_files
 from ..files import replacing
 from .manifest import ManifestError, Utterance, normalize_text
 from .segments import Segment, SegmentError, read_rttm
@@ -221,12 +221,6 @@ def existing_folder(folder: str | Path) -> Path:
     if not path.is_dir():
         raise ManifestError(f"{path}: {'expected a folder, got a file' if path.exists() else 'no such folder'}")
     return path
-
-
-def audio_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
-    """Audio files below a folder, in the order of their paths."""
-    paths = folder.rglob("*") if deep else folder.iterdir()
-    yield from sorted(path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
 
 
 def read_text(path: Path, folder: Path, prepared: Prepared) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..calibration import CALIBRATION, write_threshold
 from ..data import ManifestError
-from ..files import replacing
 from ..processing import model_name
-from ..verification import CALIBRATION, SpeakerEncoder
+from ..verification import SpeakerEncoder
 from .run import Evaluation, EvaluationSet, Figure, Progress, figures_of, writable_folder
 from .trials import ScoredTrials, Trial, Trials, all_pairs, listed_trials, read_trials, score_trials
 
@@ -167,14 +166,10 @@ def calibrate(evaluation: Evaluation) -> Path:
         ValueError: the model is no folder.
         OSError: the file cannot be written.
     """
-    path = calibration_file(evaluation.model)
-    content = {
-        # cosines may pass 1 by rounding
-        "threshold": min(1.0, max(-1.0, evaluation.figures["threshold"].value)),
-        "eer": evaluation.figures["eer"].value,
-        "trials": evaluation.counts["target_trials"] + evaluation.counts["nontarget_trials"],
-        "data": evaluation.data,
-    }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_threshold(
+        calibration_file(evaluation.model).parent,
+        evaluation.figures["threshold"].value,
+        eer=evaluation.figures["eer"].value,
+        trials=evaluation.counts["target_trials"] + evaluation.counts["nontarget_trials"],
+        data=evaluation.data,
+    )

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..audio import SAMPLE_RATE
 from ..data import Augmentation, SpeechDataset
@@ -23,7 +23,7 @@ from .record import prepare_output, record_settings
 from .report import FINE_TUNING, write_report
 from .settings import FineTuningSettings
 from .tasks import Batch, Task
-from .trainer import NAMED, SpeechLoader, SpeechTrainer
+from .trainer import NAMED, SpeechLoader, SpeechTrainer, share_of, trainer_arguments
 
 __all__ = ["FineTuningTrainer", "fine_tune"]
 
@@ -234,17 +234,14 @@ def fine_tune(task: Task[Any], *, resume: bool = False) -> dict[str, Any]:
         eval_dataset=dev_loader.dataset,
         callbacks=callbacks,
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
     task.save_processing(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         write_report(output / "report.png", trainer.state.log_history, FINE_TUNING)
-    skipped = torch.tensor(trainer.skipped_utterances, device=arguments.device)  # by this process
     result = {
         f"best_{task.metric}": trainer.state.best_metric,  # None where nothing was evaluated
         "steps": float(trainer.state.global_step),
-        "skipped_utterances": float(trainer.accelerator.reduce(skipped, reduction="sum")),
+        "skipped_utterances": float(trainer.skipped_by_all()),
         "skipped_steps": float(trainer.skipped_steps),
     }
     if settings.overfit:
@@ -289,11 +286,7 @@ def make_loaders(task: Task[Any], arguments: TrainingArguments) -> tuple[SpeechL
         world_size=arguments.world_size,
         longest=longest,
     )
-    if len(task.dev) < arguments.world_size:
-        raise ValueError(
-            f"{settings.dev} has {len(task.dev)} utterances for {arguments.world_size} processes; give more"
-        )
-    share = task.dev[arguments.process_index :: arguments.world_size]  # each utterance is judged once, on one process
+    share = share_of(task.dev, arguments, task.dev_name)
     dev_loader = SpeechLoader(
         SpeechDataset(share, task.encoder, **make),
         task.collator(training=False),
@@ -308,29 +301,16 @@ def make_loaders(task: Task[Any], arguments: TrainingArguments) -> tuple[SpeechL
 
 def training_arguments(settings: FineTuningSettings, output: Path) -> TrainingArguments:
     """The settings in the terms of `transformers.Trainer`."""
-    by_steps = settings.evaluate_every > 0
-    return TrainingArguments(
-        output_dir=str(output),
+    return trainer_arguments(
+        output,
         num_train_epochs=settings.epochs,
         max_steps=settings.updates or -1,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        adam_beta2=0.98,
         max_grad_norm=settings.clip,
         bf16=settings.bf16,
-        eval_strategy="steps" if by_steps else "epoch",
-        save_strategy="steps" if by_steps else "epoch",
-        eval_steps=settings.evaluate_every or None,
-        save_steps=settings.evaluate_every or 500,
-        save_total_limit=None,  # `SpeechTrainer` keeps the newest itself
-        logging_steps=settings.log_every,
-        logging_nan_inf_filter=False,
-        report_to=["tensorboard"],
-        disable_tqdm=True,
+        evaluate_every=settings.evaluate_every,
+        log_every=settings.log_every,
         seed=settings.seed,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        # Without it, Accelerate takes processes that torchrun started on a machine without a GPU for strangers.
-        use_cpu=not torch.accelerator.is_available(),
     )

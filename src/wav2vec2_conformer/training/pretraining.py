@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from ..audio import SAMPLE_RATE
 from ..configuration import Wav2Vec2ConformerConfig
@@ -30,8 +30,8 @@ from .presets import PRESETS, Preset, load_preset
 from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
 from .report import PRETRAINING, write_report
-from .schedules import HOLD, SCHEDULES
-from .trainer import SpeechLoader, SpeechTrainer
+from .schedules import check_schedule
+from .trainer import SpeechLoader, SpeechTrainer, share_of, trainer_arguments
 
 # B batch, N samples, T frames, K negatives, G codebook groups
 
@@ -131,13 +131,7 @@ class PretrainingSettings:
             ),
             shares=("warmup",),
         )
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if self.schedule == "tri-stage" and self.warmup + HOLD >= 1:
-            raise ValueError(
-                f"tri-stage holds the rate for {HOLD:.0%} of the updates and then lowers it: `warmup` must be below "
-                f"{1 - HOLD:g}, got {self.warmup}"
-            )
+        check_schedule(self.schedule, self.warmup)
         if self.least_seconds > self.crop_seconds:
             raise ValueError(
                 f"`least_seconds` must be at most `crop_seconds`, got {self.least_seconds} and {self.crop_seconds}"
@@ -353,9 +347,7 @@ def train_pretraining(
         rank=arguments.process_index,
         world_size=arguments.world_size,
     )
-    if dev and len(dev) < arguments.world_size:
-        raise ValueError(f"{settings.dev} has {len(dev)} recordings for {arguments.world_size} processes; give more")
-    share = dev[arguments.process_index :: arguments.world_size]  # each recording is judged once, on one process
+    share = share_of(dev, arguments, str(settings.dev)) if dev else []
     dev_loader = loader(share, shuffle=False) if share else None
     if dry_run:
         describe(settings, model, train_loader, arguments.world_size, dry_run)
@@ -372,18 +364,15 @@ def train_pretraining(
         eval_dataset=dev_loader.dataset if dev_loader else train_loader.dataset,
         callbacks=[ProgressBar(), monitor],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
     if trainer.is_world_process_zero():
         build_feature_extractor(do_normalize=settings.do_normalize).save_pretrained(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         write_report(output / "report.png", trainer.state.log_history, PRETRAINING, monitor.diagnosis)
-    skipped = torch.tensor(trainer.skipped_utterances, device=arguments.device)  # by this process
     return {
         "best_accuracy": trainer.state.best_metric,  # None where nothing was evaluated
         "updates": trainer.state.global_step,
-        "skipped_recordings": int(trainer.accelerator.reduce(skipped, reduction="sum")),
+        "skipped_recordings": trainer.skipped_by_all(),
         "skipped_updates": trainer.skipped_steps,
         "stopped": None if settings.keep_going else monitor.diagnosis,
     }
@@ -548,30 +537,18 @@ def activation_bytes(model: Wav2Vec2ConformerForPreTraining, batch: dict[str, Te
 
 
 def training_arguments(settings: PretrainingSettings, output: Path) -> TrainingArguments:
-    """The settings in the terms of `transformers.Trainer`."""
-    return TrainingArguments(
-        output_dir=str(output),
+    """The settings in the terms of `transformers.Trainer`; without a development set, evaluating writes the model."""
+    return trainer_arguments(
+        output,
         max_steps=settings.updates,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        adam_beta2=0.98,
         adam_epsilon=1e-6,
         max_grad_norm=settings.clip,
         bf16=bool(settings.bf16),
-        eval_strategy="steps",  # without a development set, the model is then written
-        save_strategy="steps",
-        eval_steps=settings.evaluate_every,
-        save_steps=settings.evaluate_every,
-        save_total_limit=None,  # `SpeechTrainer` keeps the newest itself
-        logging_steps=settings.log_every,
+        evaluate_every=settings.evaluate_every,
+        log_every=settings.log_every,
         logging_first_step=True,
-        logging_nan_inf_filter=False,
-        report_to=["tensorboard"],
-        disable_tqdm=True,
         seed=settings.seed,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        # Without it, Accelerate takes processes that torchrun started on a machine without a GPU for strangers.
-        use_cpu=not torch.accelerator.is_available(),
     )

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["HOLD", "SCHEDULES", "learning_rate_schedule"]
+__all__ = ["check_schedule", "learning_rate_schedule"]
 
 SCHEDULES = ("linear", "cosine", "tri-stage")
 
 # Tri-stage, as in fairseq's recipes for fine-tuning: shares of the updates, and factors of the peak at the ends.
 HOLD = 0.4
 FIRST, LAST = 0.01, 0.05
+
+
+def check_schedule(name: str, warmup: float) -> None:
+    """Refuse a schedule that there is not, and one that does not leave room for its fall."""
+    if name not in SCHEDULES:
+        raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {name!r}")
+    if name == "tri-stage" and warmup + HOLD >= 1:
+        raise ValueError(
+            f"tri-stage holds the rate for {HOLD:.0%} of the updates and then lowers it: `warmup` must be below "
+            f"{1 - HOLD:g}, got {warmup}"
+        )
 
 
 def learning_rate_schedule(name: str, updates: int, warmup: float) -> Callable[[int], float]:

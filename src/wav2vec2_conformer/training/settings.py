@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from ..configuration import Wav2Vec2ConformerConfig
 from .presets import load_preset
 from .record import check_settings
-from .schedules import HOLD, SCHEDULES
+from .schedules import check_schedule
 
 __all__ = ["FineTuningSettings", "check_crop", "read_config"]
 
@@ -103,12 +103,7 @@ class FineTuningSettings:
         )
         if self.head_learning_rate is not None and not self.head_learning_rate >= 0:
             raise ValueError(f"`head_learning_rate` must be at least 0, got {self.head_learning_rate}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if self.schedule == "tri-stage" and self.warmup + HOLD >= 1:
-            raise ValueError(
-                f"tri-stage holds the rate for {HOLD:.0%} of the updates: `warmup` must be below {1 - HOLD:g}"
-            )
+        check_schedule(self.schedule, self.warmup)
         if self.init and self.config:
             raise ValueError("give a model to start from (init) or the configuration of a new one (config), not both")
         if self.dev is None and not self.overfit:

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ..data import LengthBucketSampler, SpeechDataset
+from ..data import LengthBucketSampler, SpeechDataset, Utterance
 from ..files import unwritable_as_one_line
 from .checkpoints import INCOMPLETE, keep_newest, remove, replace_files
 from .schedules import learning_rate_schedule
 
-__all__ = ["NAMED", "SpeechLoader", "SpeechTrainer"]
+__all__ = ["NAMED", "SpeechLoader", "SpeechTrainer", "share_of", "trainer_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,43 @@ def draw_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def trainer_arguments(output: Path, *, evaluate_every: int, log_every: int, **own: Any) -> TrainingArguments:
+    """What all trainings tell `transformers.Trainer`, and what is a training's own.
+
+    Args:
+        output: the folder of the result.
+        evaluate_every: steps between evaluations and checkpoints; 0: once an epoch.
+        log_every: steps between logs.
+        own: further arguments.
+    """
+    strategy = "steps" if evaluate_every else "epoch"
+    return TrainingArguments(
+        output_dir=str(output),
+        adam_beta2=0.98,
+        eval_strategy=strategy,
+        save_strategy=strategy,
+        eval_steps=evaluate_every or None,
+        save_steps=evaluate_every or 500,
+        save_total_limit=None,  # `SpeechTrainer` keeps the newest itself
+        logging_steps=log_every,
+        logging_nan_inf_filter=False,
+        report_to=["tensorboard"],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        # Without it, Accelerate takes processes that torchrun started on a machine without a GPU for strangers.
+        use_cpu=not torch.accelerator.is_available(),
+        **own,
+    )
+
+
+def share_of(utterances: list[Utterance], arguments: TrainingArguments, name: str) -> list[Utterance]:
+    """The utterances that this process judges: each is judged once, on one process."""
+    if len(utterances) < arguments.world_size:
+        raise ValueError(f"{name} has {len(utterances)} utterances for {arguments.world_size} processes; give more")
+    return utterances[arguments.process_index :: arguments.world_size]
+
+
 class SpeechTrainer(Trainer):
     """A `transformers.Trainer` over `SpeechLoader`s.
 
@@ -168,6 +205,8 @@ class SpeechTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided here, not by the number of micro-steps
         self._writing: Path | None = None
         self.add_callback(SkipBadSteps(self))
+        self.remove_callback(PrinterCallback)  # `ProgressBar` takes their place
+        self.remove_callback(ProgressCallback)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader as it is: it knows its rank, so Accelerate must not shard it again."""
@@ -238,11 +277,15 @@ class SpeechTrainer(Trainer):
             passed = max(now - self.clock, 1e-9)
             logs["speed"] = self.seconds_seen * self.accelerator.num_processes / passed
             logs["waiting"] = self.waited / passed
-            skipped = torch.tensor(self.skipped_utterances, device=self.args.device)
-            logs["skipped_utterances"] = float(self.accelerator.reduce(skipped, reduction="sum"))
+            logs["skipped_utterances"] = float(self.skipped_by_all())
             logs["skipped_steps"] = float(self.skipped_steps)
             self.seconds_seen, self.waited, self.clock = 0.0, 0.0, now
         super().log(logs, start_time)
+
+    def skipped_by_all(self) -> int:
+        """Utterances that were skipped, over all processes, each of which must call this."""
+        skipped = torch.tensor(self.skipped_utterances, device=self.args.device)
+        return int(self.accelerator.reduce(skipped, reduction="sum"))
 
     def _seed_micro_step(self) -> None:
         seed, step = self.args.seed, self.state.global_step

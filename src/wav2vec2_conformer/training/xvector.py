@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,9 +16,9 @@ from torch import Tensor
 from transformers import set_seed
 
 from ..audio import SAMPLE_RATE
+from ..calibration import write_threshold
 from ..data import ClassCollator, Utterance
 from ..evaluation.trials import all_pairs, score_trials
-from ..files import replacing
 from ..lengths import frames_of
 from ..modeling import Wav2Vec2ConformerForXVector
 from ..modeling.losses import IGNORED
@@ -109,9 +108,7 @@ class XVectorTask(Task[XVectorSettings]):
 
     def finish(self, output: Path, best: dict[str, float]) -> None:
         """The threshold at which `verify` decides."""
-        with replacing(output / "verification.json") as temporary:
-            found = {"threshold": best["threshold"], "eer": best["eer"], "data": self.dev_name}
-            temporary.write_text(json.dumps(found, indent=2) + "\n")
+        write_threshold(output, best["threshold"], eer=best["eer"], data=self.dev_name)
 
 
 class EmbeddingScores(Scores):
