@@ -39,6 +39,7 @@ from wav2vec2_conformer.training import (
     train_xvector,
 )
 from wav2vec2_conformer.training.monitors import BlankMonitor, Drift
+from wav2vec2_conformer.training.xvector import XVectorTask
 
 SMALL = TINY | {"classifier_proj_size": 16, "tdnn_dim": [16, 16], "tdnn_kernel": [3, 1], "tdnn_dilation": [1, 1]}
 
@@ -234,10 +235,33 @@ def test_a_crop_with_more_speakers_than_the_model_is_left_out() -> None:
     assert everybody["skipped_names"] == []
 
 
+def test_another_speed_is_another_speaker(common: dict[str, Any], tmp_path: Path) -> None:
+    """Faster or slower recordings have another pitch: to count them as the same speaker would teach the wrong thing."""
+    train = write_tones(tmp_path / "train.jsonl", "speaker", "AB", 2, 0)
+    dev = write_tones(tmp_path / "dev.jsonl", "speaker", "CD", 2, 1)
+    make = common | {"train": [str(train)], "dev": str(dev), "augment": True}
+    task = XVectorTask(XVectorSettings(**make))
+    assert task.names == ["A", "A x 0.9", "A x 1.1", "B", "B x 0.9", "B x 1.1"]
+    dataset = SpeechDataset(task.train, None, augment=task.augmentation())
+    seen = set()
+    for epoch in range(8):
+        dataset.set_epoch(epoch)
+        for item in (dataset[index] for index in range(4)):
+            label = task.names[task.collator(training=True)([item])["labels"].item()]
+            speaker, _, speed = label.partition(" x ")
+            assert speaker == item["utterance"].speaker
+            assert item["stretch"] == pytest.approx(1 / float(speed or 1), rel=1e-3)
+            seen.add(label)
+    assert seen == set(task.names)
+    assert XVectorTask(XVectorSettings(**make | {"augment": False})).names == ["A", "B"]
+
+
 def test_class_crops_are_a_function_of_the_item(tmp_path: Path) -> None:
     path = write_tones(tmp_path / "train.jsonl", "speaker", "AB", 2, 0)
     dataset = SpeechDataset(read_manifest(path, require="speaker"), None, seed=3)
-    collator = ClassCollator({"A": 0}, "speaker", lambda samples: samples // 320, longest=3200)
+    collator = ClassCollator(
+        {"A": 0}, lambda item: item["utterance"].speaker, lambda samples: samples // 320, longest=3200
+    )
     one, two = (collator([dataset[index] for index in range(4)]) for _ in range(2))
     assert torch.equal(one["input_values"], two["input_values"])
     assert one["input_values"].shape == (4, 3200)
@@ -315,7 +339,8 @@ def test_lora_learns_and_is_merged_into_the_saved_model(
     # What is saved is what was judged.
     model = Wav2Vec2ConformerForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     dataset = SpeechDataset(read_manifest(tmp_path / "train.jsonl"), None)
-    batch = ClassCollator({"A": 0, "E": 1}, "label", lambda samples: samples)([dataset[i] for i in range(12)])
+    collator = ClassCollator({"A": 0, "E": 1}, lambda item: item["utterance"].label, lambda samples: samples)
+    batch = collator([dataset[i] for i in range(12)])
     with torch.no_grad():
         found = model(batch["input_values"], batch["attention_mask"]).logits.argmax(-1)
     assert float((found == batch["labels"]).float().mean()) == pytest.approx(result["best_accuracy"])

@@ -88,7 +88,11 @@ def add_task(tasks: Any, name: str, what: str, examples: str) -> Callable[..., A
     add("--output", required=True, metavar="DIR", help="folder for the model, checkpoints and TensorBoard logs")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--config", metavar="FILE", help="config.json of a new model (the small default one)")
-    start.add_argument("--init", metavar="MODEL", help="folder or Hub id of a model to start from")
+    start.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="folder or Hub id of a model to start from, or `default`, which the package carries",
+    )
     add("--resume", action="store_true", default=False, help="go on from the last complete checkpoint in --output")
     add("--epochs", type=float, metavar="N", help="passes over the training data (30.0)")
     add("--updates", type=int, metavar="N", help="optimizer steps, in place of --epochs")
@@ -122,6 +126,7 @@ def add_task(tasks: Any, name: str, what: str, examples: str) -> Callable[..., A
 def run_task(options: argparse.Namespace) -> int:
     """Fine-tune, and print the result as JSON; 1 where a self-check failed."""
     from .. import training  # imported late: `--help` need not wait for torch
+    from ..processing import model_name
 
     kinds: dict[str, tuple[Any, Callable[..., dict[str, Any]]]] = {
         "ctc": (training.CTCSettings, training.train_ctc),
@@ -131,6 +136,8 @@ def run_task(options: argparse.Namespace) -> int:
     }
     settings_class, train = kinds[options.task]
     given = {name: value for name, value in vars(options).items() if name in settings_class.__dataclass_fields__}
+    if given.get("init") == "default":
+        given["init"] = model_name(None)
     result = train(settings_class.from_preset(getattr(options, "preset", None), **given), resume=options.resume)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
         print(json.dumps(result))

@@ -124,19 +124,24 @@ class ClassBatch(TypedDict):
 
 
 class ClassCollator:
-    """Pads items to the longest of the batch, each with the class that its manifest line names.
+    """Pads items to the longest of the batch, each with its class.
 
     Args:
         ids: class -> id.
-        field: of the manifest's line: "label" or "speaker".
+        class_of: item -> class, such as its manifest line's label.
         frames_of: samples -> frames of the model; clips without a frame are left out and named. See `CTCCollator`.
         longest: samples to which longer clips are cut, at a random place; None: they stay whole.
     """
 
     def __init__(
-        self, ids: Mapping[str, int], field: str, frames_of: Callable[[int], int], *, longest: int | None = None
+        self,
+        ids: Mapping[str, int],
+        class_of: Callable[[SpeechItem], str | None],
+        frames_of: Callable[[int], int],
+        *,
+        longest: int | None = None,
     ) -> None:
-        self._ids, self._field, self._frames_of, self._longest = dict(ids), field, frames_of, longest
+        self._ids, self._class_of, self._frames_of, self._longest = dict(ids), class_of, frames_of, longest
 
     def __call__(self, items: Sequence[SpeechItem | SkippedItem]) -> ClassBatch:
         kept, skipped = sort_out(items, partial(without_frame, frames_of=self._frames_of))
@@ -144,7 +149,7 @@ class ClassCollator:
         input_values, attention_mask = pad(
             [item["input_values"][start:][: self._longest] for item, start in zip(kept, starts, strict=True)]
         )
-        ids = [self._ids.get(getattr(item["utterance"], self._field), LABEL_PADDING) for item in kept]
+        ids = [self._ids.get(self._class_of(item) or "", LABEL_PADDING) for item in kept]
         return ClassBatch(
             input_values=input_values,
             attention_mask=attention_mask,

@@ -46,10 +46,11 @@ class AMSoftmax(nn.Module):
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(inputs, classes))
+        self.margin = 0.4
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """(B, X) vectors and (B,) class ids -> () loss."""
-        return am_softmax_loss(x, self.weight, labels)
+        return am_softmax_loss(x, self.weight, labels, margin=self.margin)
 
 
 class Wav2Vec2ConformerForXVector(LayerMixtureModel):

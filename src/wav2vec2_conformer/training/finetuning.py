@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..audio import SAMPLE_RATE
-from ..data import Augmentation, SpeechDataset
+from ..data import SpeechDataset
 from .lora import add_lora, merged_state
 from .monitors import Drift, RootMeanSquare
 from .progress import ProgressBar
@@ -221,7 +221,7 @@ def fine_tune(task: Task[Any], *, resume: bool = False) -> dict[str, Any]:
     arguments = training_arguments(settings, output)
     train_loader, dev_loader = make_loaders(task, arguments)
     record_settings(output, settings)
-    callbacks: list[TrainerCallback] = [ProgressBar()]
+    callbacks = [ProgressBar(), *task.callbacks()]
     if settings.freeze_updates:
         callbacks.append(FrozenNetwork(task.model.base_model, settings.freeze_updates))
     trainer = FineTuningTrainer(
@@ -273,7 +273,7 @@ def make_loaders(task: Task[Any], arguments: TrainingArguments) -> tuple[SpeechL
         SpeechDataset(
             task.train,
             task.encoder,
-            augment=Augmentation() if settings.augment else None,
+            augment=task.augmentation() if settings.augment else None,
             cache_bytes=int(settings.cache_gb * 1e9),
             **make,
         ),

@@ -67,7 +67,7 @@ class SequenceTask(Task[SequenceSettings]):
     def collator(self, *, training: bool) -> Callable[[Any], Any]:
         """Clips with class ids."""
         ids = {name: number for number, name in enumerate(self.names)}
-        return ClassCollator(ids, "label", partial(frames_of, config=self.model.config))
+        return ClassCollator(ids, lambda item: item["utterance"].label, partial(frames_of, config=self.model.config))
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Cross entropy, summed over utterances."""

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import TrainerCallback, Wav2Vec2FeatureExtractor
 
 from ..configuration import Wav2Vec2ConformerConfig
-from ..data import TextEncoder, Utterance, build_feature_extractor, read_manifest
+from ..data import Augmentation, TextEncoder, Utterance, build_feature_extractor, read_manifest
 from ..modeling import Wav2Vec2ConformerPreTrainedModel
 from ..processing import DEFAULT_MODEL, normalizes
 from .settings import FineTuningSettings, read_config
@@ -104,6 +104,14 @@ class Task(ABC, Generic[S]):
     def normalize(self) -> bool:
         """Whether each waveform gets zero mean and unit variance."""
         return normalizes(self.settings.init) is not False if self.settings.init else True
+
+    def augmentation(self) -> Augmentation:
+        """What happens to training waveforms where `augment` is set."""
+        return Augmentation()
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """What changes from step to step, if anything does."""
+        return []
 
     def longest(self, *, training: bool) -> float | None:
         """Seconds of a recording that are used at once; None: all of it."""

@@ -1,4 +1,8 @@
-"""Training speaker embeddings (x-vectors) by AM-softmax over the speakers of the training data."""
+"""Training speaker embeddings (x-vectors) by AM-softmax over the speakers of the training data.
+
+A recording that is played faster or slower has another voice. So speeds are more speakers, in place of the same one
+(Yamamoto et al. 2019, "Speaker augmentation and bandwidth extension for deep speaker embedding").
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from torch import Tensor
-from transformers import set_seed
+from torch.nn import functional as F
+from transformers import TrainerCallback, set_seed
 
 from ..audio import SAMPLE_RATE
 from ..calibration import write_threshold
-from ..data import ClassCollator, Utterance
+from ..data import Augmentation, ClassCollator, SpeechItem, Utterance
 from ..evaluation.trials import all_pairs, score_trials
 from ..lengths import frames_of
 from ..modeling import Wav2Vec2ConformerForXVector
 from ..modeling.losses import IGNORED
+from ..modeling.xvector import AMSoftmax
 from .finetuning import fine_tune
 from .record import check_settings
 from .settings import FineTuningSettings, check_crop
@@ -35,19 +40,27 @@ __all__ = ["XVectorSettings", "train_xvector"]
 logger = logging.getLogger(__name__)
 
 
+SPEEDS = (0.9, 1.0, 1.1)
+
+
 @dataclass
 class XVectorSettings(FineTuningSettings):
     """Everything that decides a training's result.
 
     Args:
         crop_seconds: what of a training recording is used at once, at a random place.
+        margin: of AM-softmax: by how much more a recording must look like its speaker than like any other.
+        margin_rise: share of the steps in which the margin rises from 0; of speakers who still look alike, a large one
+            asks too much.
     """
 
     crop_seconds: float = 4.0
+    margin: float = 0.4
+    margin_rise: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings(self, above_zero=("crop_seconds",))
+        check_settings(self, above_zero=("crop_seconds",), at_least_zero=("margin",), shares=("margin_rise",))
         check_crop(self.crop_seconds, self.batch_seconds)
 
 
@@ -81,7 +94,20 @@ class XVectorTask(Task[XVectorSettings]):
                 *(self.dev_name, len(heard), len(counts)),
             )
         self.speakers = {name: number for number, name in enumerate(sorted(counts))}
+        if self.settings.augment:
+            names = sorted(at_speed(name, speed) for name in names for speed in SPEEDS)
         self.names = self.classify(names, last="objective", problem_type=None)
+        # Only directions count. As long as they are drawn, they would hardly turn at AdamW's steps.
+        self.objective: AMSoftmax = self.model.get_submodule("objective")  # type: ignore[assignment]
+        self.objective.weight.data = F.normalize(self.objective.weight.data, dim=0)
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """The margin's rise."""
+        return [RisingMargin(self.objective, self.settings.margin, self.settings.margin_rise)]
+
+    def augmentation(self) -> Augmentation:
+        """Every speed is one of `SPEEDS`."""
+        return Augmentation(speed_factors=SPEEDS)
 
     def longest(self, *, training: bool) -> float | None:
         """One crop."""
@@ -91,7 +117,7 @@ class XVectorTask(Task[XVectorSettings]):
         """Crops with speakers' ids; of development utterances, with ids of the development speakers."""
         ids = {name: number for number, name in enumerate(self.names)} if training else self.speakers
         longest = round((self.longest(training=training) or 0) * SAMPLE_RATE)
-        return ClassCollator(ids, "speaker", partial(frames_of, config=self.model.config), longest=longest)
+        return ClassCollator(ids, voice, partial(frames_of, config=self.model.config), longest=longest)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """With labels, which the class directions need, while training."""
@@ -111,6 +137,28 @@ class XVectorTask(Task[XVectorSettings]):
         write_threshold(output, best["threshold"], eer=best["eer"], data=self.dev_name)
 
 
+class RisingMargin(TrainerCallback):
+    """Sets the margin of the step to come: a function of the step alone, so that a resumed run goes on as it was."""
+
+    def __init__(self, objective: AMSoftmax, margin: float, share: float) -> None:
+        self.objective, self.margin, self.share = objective, margin, share
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        rise = self.share * state.max_steps
+        self.objective.margin = self.margin * min(1.0, state.global_step / rise if rise else 1.0)
+
+
+def at_speed(speaker: str, speed: float) -> str:
+    """The name of a speaker whose recordings are played `speed` times as fast."""
+    return speaker if speed == 1.0 else f"{speaker} x {speed:g}"
+
+
+def voice(item: SpeechItem) -> str:
+    """Who is heard in an item: its speaker, or the one that another speed makes."""
+    speed = min(SPEEDS, key=lambda speed: abs(1 / speed - item["stretch"]))
+    return at_speed(str(item["utterance"].speaker), speed)
+
+
 class EmbeddingScores(Scores):
     """Equal error rate over all pairs of utterances."""
 
@@ -120,7 +168,7 @@ class EmbeddingScores(Scores):
 
     def add(self, batch: Batch, outputs: Any) -> None:
         """Keep the embeddings: X numbers an utterance."""
-        self.embeddings.append(torch.nn.functional.normalize(outputs.embeddings.float(), dim=-1).cpu().numpy())
+        self.embeddings.append(F.normalize(outputs.embeddings.float(), dim=-1).cpu().numpy())
         self.speakers += batch["labels"].tolist()
 
     def merge(self, others: Sequence[Self]) -> None:
