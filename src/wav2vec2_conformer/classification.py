@@ -68,6 +68,7 @@ class AudioClassifier(AveragedModel[Classification]):
         device: where to compute.
         batch_seconds: seconds of audio, padding included, that the network sees at once; at least one window of up to
             30 s.
+        compute_type: "float32", "bfloat16", "float16" or "int8", to which the model is converted in place.
 
     Raises:
         ValueError: `id2label` of the model's configuration does not name its classes.
@@ -80,8 +81,11 @@ class AudioClassifier(AveragedModel[Classification]):
         normalize: bool,
         device: str | torch.device = "cpu",
         batch_seconds: float = 120.0,
+        compute_type: str = "float32",
     ) -> None:
-        super().__init__(model, normalize=normalize, device=device, batch_seconds=batch_seconds)
+        super().__init__(
+            model, normalize=normalize, device=device, batch_seconds=batch_seconds, compute_type=compute_type
+        )
         self.labels = label_names(model.config)
         self.multi_label = model.config.problem_type == "multi_label_classification"
 
@@ -92,6 +96,7 @@ class AudioClassifier(AveragedModel[Classification]):
         *,
         device: str | torch.device | None = None,
         batch_seconds: float = 120.0,
+        compute_type: str = "float32",
     ) -> Self:
         """Load a model.
 
@@ -99,6 +104,7 @@ class AudioClassifier(AveragedModel[Classification]):
             model: a folder, such as `train sequence` leaves, or a Hub id.
             device: `None`: a CUDA device if there is one, else the CPU.
             batch_seconds: as in the constructor.
+            compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8"; measured when loaded, see `conversion`.
 
         Raises:
             ValueError: as `load_head` raises it: no model, a damaged one, or one of another kind.
@@ -106,7 +112,7 @@ class AudioClassifier(AveragedModel[Classification]):
         """
         device = usable_device(device)  # before anything is loaded
         network, normalize = load_head(model, Wav2Vec2ConformerForSequenceClassification, purpose="classify with")
-        return cls(network, normalize=normalize, device=device, batch_seconds=batch_seconds)
+        return cls(network, normalize=normalize, device=device, batch_seconds=batch_seconds, compute_type=compute_type)
 
     def classify(self, source: Source, *, sample_rate: int | None = None) -> Classification:
         """Classify one recording.

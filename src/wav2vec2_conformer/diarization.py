@@ -77,6 +77,7 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         device: where to compute.
         batch_seconds: seconds of audio, padding included, that the network sees at once; at least one window of up to
             30 s.
+        compute_type: "float32", "bfloat16", "float16" or "int8", to which the model is converted in place.
         threshold: the probability above which an output of a multi-label model speaks.
         median: frames, an odd number, of the median filter that takes out blips and gaps of up to half its width: 11
             (0.2 s at 20 ms a frame) is usual in the literature; 1 filters nothing.
@@ -94,13 +95,16 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         normalize: bool,
         device: str | torch.device = "cpu",
         batch_seconds: float = 120.0,
+        compute_type: str = "float32",
         threshold: float = 0.5,
         median: int = 11,
         min_speech: float = 0.0,
         min_silence: float = 0.0,
     ) -> None:
         check_settings(threshold, median, min_speech, min_silence)
-        super().__init__(model, normalize=normalize, device=device, batch_seconds=batch_seconds)
+        super().__init__(
+            model, normalize=normalize, device=device, batch_seconds=batch_seconds, compute_type=compute_type
+        )
         self.threshold, self.median = threshold, median
         self.min_speech, self.min_silence = min_speech, min_silence
         names = label_names(model.config)
@@ -121,6 +125,7 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         *,
         device: str | torch.device | None = None,
         batch_seconds: float = 120.0,
+        compute_type: str = "float32",
         **settings: Any,
     ) -> Self:
         """Load a model.
@@ -129,6 +134,7 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
             model: a folder, such as `train frame` leaves, or a Hub id.
             device: `None`: a CUDA device if there is one, else the CPU.
             batch_seconds: as in the constructor.
+            compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8"; measured when loaded, see `conversion`.
             settings: `threshold`, `median`, `min_speech` and `min_silence`, as in the constructor.
 
         Raises:
@@ -138,7 +144,14 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         """
         device = usable_device(device)  # before anything is loaded
         network, normalize = load_head(model, Wav2Vec2ConformerForAudioFrameClassification, purpose="diarize with")
-        return cls(network, normalize=normalize, device=device, batch_seconds=batch_seconds, **settings)
+        return cls(
+            network,
+            normalize=normalize,
+            device=device,
+            batch_seconds=batch_seconds,
+            compute_type=compute_type,
+            **settings,
+        )
 
     def diarize(self, source: Source, *, sample_rate: int | None = None) -> list[Segment]:
         """Who speaks when in one recording: segments in order of time, empty where nobody speaks.

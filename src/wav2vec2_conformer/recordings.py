@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .audio import SAMPLE_RATE, AudioError, AudioSource, iter_audio, prepare_waveform, source_name
+from .compute_types import convert_checked
 from .data import normalize_waveform
 from .lengths import frames_of, samples_a_frame
 from .loading import usable_device
@@ -116,14 +117,28 @@ class WindowedModel(ABC, Generic[R, Result]):
         normalize: whether each window is given mean 0 and variance 1, as its feature extractor says.
         device: where to compute.
         batch_seconds: seconds of audio, padding included, that the network sees at once; at least one window.
+        compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8", to which `model` is converted in place. See
+            `conversion` for what that gains here, and what it costs.
+
+    Raises:
+        ValueError: a value is out of its range, or the model's results would be others in that type.
     """
 
-    def __init__(self, model: Any, *, normalize: bool, device: str | torch.device, batch_seconds: float) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        normalize: bool,
+        device: str | torch.device,
+        batch_seconds: float,
+        compute_type: str = "float32",
+    ) -> None:
         if not batch_seconds > 0:
             raise ValueError(f"`batch_seconds` must be above 0, got {batch_seconds}; 120 is usual")
         self.device = usable_device(device)
         self.model = nn.Module.to(model, self.device)
         self.model.train(False)
+        self.conversion = convert_checked(self.model, compute_type)  # None: it computes in float32
         self.normalize = normalize
         self.batch_seconds = batch_seconds
         self.stride = samples_a_frame(model.config)
@@ -241,7 +256,7 @@ class WindowedModel(ABC, Generic[R, Result]):
         if self.device.type == "cuda":  # from pinned memory a copy does not wait for what is being computed
             values, mask = values.pin_memory(), mask.pin_memory()
         values, mask = values.to(self.device, non_blocking=True), mask.to(self.device, non_blocking=True)
-        outputs = self._outputs(values, mask).cpu()
+        outputs = self._outputs(values.to(self.model.dtype), mask).cpu()
         self.times.network += time.monotonic() - begun
         for window, output in zip(windows, outputs, strict=True):
             self._add(window, output)

@@ -58,6 +58,7 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
         device: where to compute.
         batch_seconds: seconds of audio, padding included, that the network sees at once; at least one window of up to
             30 s.
+        compute_type: "float32", "bfloat16", "float16" or "int8", to which the model is converted in place.
     """
 
     def __init__(
@@ -67,9 +68,12 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
         *,
         device: str | torch.device = "cpu",
         batch_seconds: float = 120.0,
+        compute_type: str = "float32",
     ) -> None:
         normalize = bool(processor.feature_extractor.do_normalize)
-        super().__init__(model, normalize=normalize, device=device, batch_seconds=batch_seconds)
+        super().__init__(
+            model, normalize=normalize, device=device, batch_seconds=batch_seconds, compute_type=compute_type
+        )
         known, columns = processor.tokenizer.vocab_size, model.lm_head.out_features  # without tokens added later
         if known > columns:
             raise ValueError(f"the tokenizer knows {known} tokens, the model {columns}; they do not belong together")
@@ -84,6 +88,7 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
         *,
         device: str | torch.device | None = None,
         batch_seconds: float = 120.0,
+        compute_type: str = "float32",
         target_lang: str | None = None,
     ) -> Self:
         """Load a model and its processor.
@@ -93,6 +98,7 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
                 English model that comes with the package.
             device: `None`: a CUDA device if there is one, else the CPU.
             batch_seconds: as in the constructor.
+            compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8"; measured when loaded, see `conversion`.
             target_lang: of a model with language adapters, the language to write.
 
         Raises:
@@ -118,7 +124,7 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
             )
         if target_lang is not None:
             switch_language(processor.tokenizer, target_lang)
-        return cls(network, processor, device=device, batch_seconds=batch_seconds)
+        return cls(network, processor, device=device, batch_seconds=batch_seconds, compute_type=compute_type)
 
     def transcribe(self, source: Source, *, sample_rate: int | None = None) -> Transcript:
         """Transcribe one recording.

@@ -65,6 +65,7 @@ class SpeakerEncoder(AveragedModel[NDArray[np.float32]]):
         device: where to compute.
         batch_seconds: seconds of audio, padding included, that the network sees at once; at least one window of up to
             30 s.
+        compute_type: "float32", "bfloat16", "float16" or "int8", to which the model is converted in place.
     """
 
     def __init__(
@@ -75,8 +76,11 @@ class SpeakerEncoder(AveragedModel[NDArray[np.float32]]):
         threshold: float | None = None,
         device: str | torch.device = "cpu",
         batch_seconds: float = 120.0,
+        compute_type: str = "float32",
     ) -> None:
-        super().__init__(model, normalize=normalize, device=device, batch_seconds=batch_seconds)
+        super().__init__(
+            model, normalize=normalize, device=device, batch_seconds=batch_seconds, compute_type=compute_type
+        )
         self.threshold = threshold
 
     @classmethod
@@ -86,6 +90,7 @@ class SpeakerEncoder(AveragedModel[NDArray[np.float32]]):
         *,
         device: str | torch.device | None = None,
         batch_seconds: float = 120.0,
+        compute_type: str = "float32",
     ) -> Self:
         """Load a model, and the threshold of the file `verification.json` beside it, where there is one.
 
@@ -93,6 +98,7 @@ class SpeakerEncoder(AveragedModel[NDArray[np.float32]]):
             model: a folder, such as `train xvector` leaves, or a Hub id.
             device: `None`: a CUDA device if there is one, else the CPU.
             batch_seconds: as in the constructor.
+            compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8"; measured when loaded, see `conversion`.
 
         Raises:
             ValueError: as `load_head` raises it: no model, a damaged one, or one of another kind; or
@@ -107,7 +113,14 @@ class SpeakerEncoder(AveragedModel[NDArray[np.float32]]):
             unused=("classifier.", "objective."),  # of training: they come after the embedding
         )
         threshold = read_threshold(model_name(model))
-        return cls(network, normalize=normalize, threshold=threshold, device=device, batch_seconds=batch_seconds)
+        return cls(
+            network,
+            normalize=normalize,
+            threshold=threshold,
+            device=device,
+            batch_seconds=batch_seconds,
+            compute_type=compute_type,
+        )
 
     def embed(self, source: Source, *, sample_rate: int | None = None) -> NDArray[np.float32]:
         """The vector (X,) of one recording's speaker, of length 1.

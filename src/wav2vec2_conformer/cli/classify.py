@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .recordings import INPUTS, Recordings, add_compute, add_recordings, field, find
+from .recordings import INPUTS, Recordings, add_compute, add_recordings, field, find, load
 
 __all__ = ["add_parser"]
 
@@ -53,9 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.top < 1:
         raise ValueError(f"--top must be 1 or more, got {options.top}")
     recordings = Recordings(find(options.files), as_json=options.json)
-    classifier = AudioClassifier.from_pretrained(
-        options.model, device=options.device, batch_seconds=options.batch_seconds
-    )
+    classifier = load(AudioClassifier, options)
     for file, result in recordings.results(classifier.classify_many):
         record = {
             "file": file,

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .recordings import INPUTS, Recordings, add_compute, add_recordings, find
+from .recordings import INPUTS, Recordings, add_compute, add_recordings, find, load
 
 __all__ = ["add_parser"]
 
@@ -63,10 +63,9 @@ def run(options: argparse.Namespace) -> int:
     from ..diarization import Diarizer
 
     recordings = Recordings(find(options.files), as_json=options.json)
-    diarizer = Diarizer.from_pretrained(
-        options.model,
-        device=options.device,
-        batch_seconds=options.batch_seconds,
+    diarizer = load(
+        Diarizer,
+        options,
         threshold=options.threshold,
         median=options.median,
         min_speech=options.min_speech,

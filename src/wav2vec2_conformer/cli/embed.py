@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .recordings import INPUTS, Recordings, add_compute, add_recordings, find
+from .recordings import INPUTS, Recordings, add_compute, add_recordings, find, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     elif not options.json:
         raise ValueError("expected --output with the .npy or .parquet file to write, or --json to print the vectors")
     recordings = Recordings(find(options.files), as_json=options.json)
-    encoder = SpeakerEncoder.from_pretrained(options.model, device=options.device, batch_seconds=options.batch_seconds)
+    encoder = load(SpeakerEncoder, options)
     files: list[str] = []
     vectors: list[NDArray[np.float32]] = []
     for file, vector in recordings.results(encoder.embed_many):

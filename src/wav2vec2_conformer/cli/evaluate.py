@@ -114,6 +114,7 @@ def evaluate(options: argparse.Namespace, progress: Progress) -> Evaluation:
     common: dict[str, Any] = {
         "device": options.device,
         "batch_seconds": options.batch_seconds,
+        "compute_type": options.compute_type,
         "progress": progress,
     }
     if options.task == "ctc":

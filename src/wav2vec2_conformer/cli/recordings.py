@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["INPUTS", "Recordings", "add_compute", "add_recordings", "field", "find"]
+__all__ = ["INPUTS", "Recordings", "add_compute", "add_recordings", "field", "find", "load"]
 
 INPUTS = """\
 Reads wav, flac, mp3, ogg, opus, m4a, webm and more, at any rate, mono or stereo, of any length; folders are searched
@@ -34,6 +35,27 @@ def add_compute(parser: Any) -> None:
     parser.add_argument(
         "--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)"
     )
+    parser.add_argument(
+        "--compute-type",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="fewer bits are faster where the device has instructions for them, and a little less exact; what that "
+        "gains and costs here is measured and said on stderr (%(default)s)",
+    )
+
+
+def load(kind: Any, options: argparse.Namespace, **settings: Any) -> Any:
+    """A model for recordings, such as a `Transcriber`, with the options of `add_compute`."""
+    model = kind.from_pretrained(
+        options.model,
+        device=options.device,
+        batch_seconds=options.batch_seconds,
+        compute_type=options.compute_type,
+        **settings,
+    )
+    if model.conversion is not None:
+        print(f"wav2vec2-conformer: {model.conversion}", file=sys.stderr)
+    return model
 
 
 def find(names: Iterable[str]) -> Iterator[str]:

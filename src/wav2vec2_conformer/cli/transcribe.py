@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .recordings import INPUTS, Recordings, add_compute, add_recordings, find
+from .recordings import INPUTS, Recordings, add_compute, add_recordings, find, load
 
 if TYPE_CHECKING:
     from ..recordings import Times
@@ -49,9 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from ..transcription import Transcriber  # imported late: `--help` need not wait for torch
 
     recordings = Recordings(find(options.files), as_json=options.json)
-    transcriber = Transcriber.from_pretrained(
-        options.model, device=options.device, batch_seconds=options.batch_seconds, target_lang=options.language
-    )
+    transcriber = load(Transcriber, options, target_lang=options.language)
     seconds = 0.0
     for file, result in recordings.results(transcriber.transcribe_many):
         record = {"file": file, "text": result.text, "duration": round(result.duration, 3)}

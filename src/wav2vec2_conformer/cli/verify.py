@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from .recordings import Recordings, add_compute
+from .recordings import Recordings, add_compute, load
 
 __all__ = ["add_parser"]
 
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if threshold is not None and not -1 <= threshold <= 1:
         raise ValueError(f"--threshold must be a cosine similarity from -1 to 1, got {threshold}")
     recordings = Recordings(options.files, as_json=options.json)
-    encoder = SpeakerEncoder.from_pretrained(options.model, device=options.device, batch_seconds=options.batch_seconds)
+    encoder = load(SpeakerEncoder, options)
     vectors = [vector for _, vector in recordings.results(encoder.embed_many)]
     if len(vectors) < 2:
         return recordings.exit_code

@@ -92,6 +92,7 @@ def evaluate_ctc(
     *,
     device: str | None = None,
     batch_seconds: float = 120.0,
+    compute_type: str = "float32",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Transcribe the utterances of manifests and compare with their texts, word by word as they stand.
@@ -101,13 +102,16 @@ def evaluate_ctc(
         data: manifests whose lines have `text`.
         device: None: a CUDA device if there is one, else the CPU.
         batch_seconds: audio computed at once.
+        compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8".
         progress: called with the seconds of audio done since the last call, and those of the whole set.
 
     Raises:
         ValueError: a manifest or model that cannot be used, or no recording that can be read.
     """
     found = EvaluationSet(data, "text")
-    transcriber = Transcriber.from_pretrained(model, device=device, batch_seconds=batch_seconds)
+    transcriber = Transcriber.from_pretrained(
+        model, device=device, batch_seconds=batch_seconds, compute_type=compute_type
+    )
     warn_of_unknown_characters(found, transcriber.tokenizer.get_vocab())
     total = np.zeros(len(ErrorRates().counts()), np.int64)
     errors, wholes = np.zeros((2, len(found), 2), np.int64)  # words and characters of each utterance

@@ -63,6 +63,7 @@ def evaluate_frame(
     rttm: str | Path | None = None,
     device: str | None = None,
     batch_seconds: float = 120.0,
+    compute_type: str = "float32",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Diarize the recordings of manifests and compare with their segments; overlapping speech is scored.
@@ -74,6 +75,7 @@ def evaluate_frame(
         rttm: a folder in which to write what was found, one file a recording.
         device: None: a CUDA device if there is one, else the CPU.
         batch_seconds: audio computed at once.
+        compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8".
         progress: called with the seconds of audio done since the last call, and those of the whole set.
 
     Raises:
@@ -85,7 +87,7 @@ def evaluate_frame(
         raise ValueError(f"the collar must be a number of seconds from 0 up, got {collar}; 0 and 0.25 are usual")
     found = EvaluationSet(data, "segments")
     folder = None if rttm is None else prepare_rttm(found, Path(rttm))
-    diarizer = Diarizer.from_pretrained(model, device=device, batch_seconds=batch_seconds)
+    diarizer = Diarizer.from_pretrained(model, device=device, batch_seconds=batch_seconds, compute_type=compute_type)
     times = np.zeros((len(found), 1 + len(PARTS)))
     recordings: list[RecordingErrors] = []
     total = DiarizationErrors()

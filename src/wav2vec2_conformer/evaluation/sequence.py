@@ -65,6 +65,7 @@ def evaluate_sequence(
     *,
     device: str | None = None,
     batch_seconds: float = 120.0,
+    compute_type: str = "float32",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Classify the recordings of manifests and compare with their labels.
@@ -74,6 +75,7 @@ def evaluate_sequence(
         data: manifests whose lines have `label`, one of the model's.
         device: None: a CUDA device if there is one, else the CPU.
         batch_seconds: audio computed at once.
+        compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8".
         progress: called with the seconds of audio done since the last call, and those of the whole set.
 
     Raises:
@@ -81,7 +83,9 @@ def evaluate_sequence(
             can be read.
     """
     found = EvaluationSet(data, "label")
-    classifier = AudioClassifier.from_pretrained(model, device=device, batch_seconds=batch_seconds)
+    classifier = AudioClassifier.from_pretrained(
+        model, device=device, batch_seconds=batch_seconds, compute_type=compute_type
+    )
     confusion = ConfusionMatrix(classifier.labels)
     classes = np.zeros((2, len(found)), np.int64)  # the class of each recording, and the one that it was given
     for index, utterance in enumerate(found.utterances):

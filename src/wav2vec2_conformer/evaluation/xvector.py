@@ -45,6 +45,7 @@ def evaluate_xvector(
     trials: str | Path | None = None,
     device: str | None = None,
     batch_seconds: float = 120.0,
+    compute_type: str = "float32",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Embed the utterances of manifests and compare them pair by pair.
@@ -57,6 +58,7 @@ def evaluate_xvector(
             speakers).
         device: None: a CUDA device if there is one, else the CPU.
         batch_seconds: audio computed at once.
+        compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8".
         progress: called with the seconds of audio done since the last call, and those of the whole set.
 
     Raises:
@@ -68,7 +70,9 @@ def evaluate_xvector(
         found.keep(places_of(listed, found, str(trials)))
     speakers, known = speaker_ids(found, apart=listed is None)
     check_kinds(pairs_of(found, speakers, listed), "the manifests have" if trials is None else f"{trials} has")
-    encoder = SpeakerEncoder.from_pretrained(model, device=device, batch_seconds=batch_seconds)
+    encoder = SpeakerEncoder.from_pretrained(
+        model, device=device, batch_seconds=batch_seconds, compute_type=compute_type
+    )
     embeddings = np.zeros((len(found), encoder.model.config.xvector_output_dim), np.float32)
     for index, _, embedding in found.results(encoder.embed_many, progress):
         embeddings[index] = embedding

@@ -21,6 +21,7 @@ from .language_adapter import LanguageAdapter
 from .linear import Linear, linear
 from .outputs import StateSelection, selected_states
 from .positions import build_conv_positions, build_positions
+from .quantized import QuantizedLinear
 from .recompute import recomputed
 
 # B batch, T frames, D hidden size, H heads, L blocks
@@ -94,6 +95,8 @@ class ConvolutionModule(nn.Module):
 
 def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
     """A convolution of kernel 1 on (B, T, D), as a linear layer."""
+    if isinstance(conv, QuantizedLinear):
+        return cast(Tensor, conv(x))
     if is_replaced(conv):
         return call_channels_last(conv, x)
     return linear(x, cast(Tensor, conv.weight).squeeze(-1))

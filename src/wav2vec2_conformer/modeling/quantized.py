@@ -1,0 +1,78 @@
+"""Linear layers in 8-bit integers, for inference on a CPU."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .linear import Linear
+from .wide_buffers import WideBuffers
+
+# N rows (frames of all clips), I inputs, O outputs
+
+__all__ = ["QuantizedLinear", "quantize_linear_layers"]
+
+LARGEST = 127  # symmetric: -128 is left out
+
+
+class QuantizedLinear(WideBuffers):
+    """A linear layer whose weights are integers with one scale an output, and whose inputs become so row by row.
+
+    A row's scale is that row's own largest number, so that no frame's result depends on other frames or clips. Only the
+    product is in integers, summed in 32 bits. What goes in and comes out is of the network's type around it.
+
+    Args:
+        weight: (O, I), float.
+        bias: (O,), or None.
+    """
+
+    weight: Tensor  # (O, I) int8
+    scale: Tensor  # (O,) float32
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        wide = weight.detach().float()
+        scale = scales(wide)
+        self.register_buffer("weight", torch.round(wide / scale).to(torch.int8))
+        self.register_buffer("scale", scale.squeeze(-1))
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O); no gradients."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError("a quantized model cannot be trained: train first, and quantize what came out")
+        rows = x.detach().flatten(0, -2).float()  # (N, I)
+        if rows.shape[0] == 0:
+            return x.new_zeros(*x.shape[:-1], self.weight.shape[0])
+        scale = scales(rows)
+        product = torch._int_mm((rows / scale).round_().to(torch.int8), self.weight.t())  # (N, O) int32
+        out = product.float().mul_(self.scale)
+        bias = cast(Tensor | None, self.bias)
+        out = out.mul_(scale) if bias is None else torch.addcmul(bias, out, scale, out=out)
+        return out.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def scales(rows: Tensor) -> Tensor:
+    """(N, 1): what a row's largest number is divided by to become the largest integer; above 0."""
+    # Two passes that only read are faster than one that writes absolute values to fresh memory.
+    largest = torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True))
+    return (largest / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+
+
+def quantize_linear_layers(blocks: nn.Module) -> int:
+    """Put integers in the place of all linear layers of conformer blocks; how many there were.
+
+    Convolutions of kernel 1 count as linear layers. Norms, other convolutions, attention's products, the feature
+    encoder and the heads stay as they are: they are small, or sensitive.
+    """
+    found = 0
+    for module in list(blocks.modules()):
+        for name, child in list(module.named_children()):
+            pointwise = type(child) is nn.Conv1d and child.kernel_size == (1,)
+            if isinstance(child, Linear) or pointwise:
+                weight = cast(Tensor, child.weight)
+                setattr(module, name, QuantizedLinear(weight.flatten(1), cast(Tensor | None, child.bias)))
+                found += 1
+    return found

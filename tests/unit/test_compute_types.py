@@ -1,0 +1,177 @@
+"""Fewer bits: integer products against their definition, rows for themselves, and refusals of what goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from torch import Tensor, nn
+
+from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC
+from wav2vec2_conformer.cli import main
+from wav2vec2_conformer.compute_types import COMPUTE_TYPES, convert, convert_checked
+from wav2vec2_conformer.modeling.conformer import ConvolutionModule, FeedForward
+from wav2vec2_conformer.modeling.linear import Linear
+from wav2vec2_conformer.modeling.quantized import QuantizedLinear
+from wav2vec2_conformer.transcription import DEFAULT_MODEL
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "sample.wav"
+NARROW = [name for name in COMPUTE_TYPES if name != "float32"]
+
+
+def default_model() -> Any:
+    return Wav2Vec2ConformerForCTC.from_pretrained(DEFAULT_MODEL).eval()
+
+
+def sample() -> Tensor:  # (1, N)
+    waveform, _ = soundfile.read(SAMPLE, dtype="float32")
+    values = torch.from_numpy(waveform)[None]
+    return (values - values.mean()) / values.std()
+
+
+def off(got: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference over that of the expected values."""
+    return float((got.float() - expected.float()).norm() / expected.float().norm())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_integer_product_is_its_definition(bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 24, bias=bias)
+    x = 5 * torch.randn(2, 7, 48)
+    x[1, 3] = 0  # a row without a scale
+    with torch.inference_mode():
+        got = QuantizedLinear(linear.weight, linear.bias)(x)
+    expected = torch.zeros(2, 7, 24, dtype=torch.float64)
+    weight, rows = linear.weight.detach().double(), x.double()
+    for output in range(24):
+        unit = weight[output].abs().max() / 127
+        for clip in range(2):
+            for frame in range(7):
+                own = rows[clip, frame].abs().max() / 127
+                if own > 0:
+                    whole = torch.round(rows[clip, frame] / own) @ torch.round(weight[output] / unit)
+                    expected[clip, frame, output] = whole * own * unit
+                if bias:
+                    expected[clip, frame, output] += linear.bias.detach().double()[output]
+    # A number within rounding of a half may fall to either side: a step of the integers at most.
+    torch.testing.assert_close(got.double(), expected, atol=0.02, rtol=0)
+    assert off(got, linear(x).detach()) < 0.02
+
+
+def test_rows_do_not_depend_on_each_other() -> None:
+    torch.manual_seed(0)
+    layer = QuantizedLinear(torch.randn(40, 64), torch.randn(40))
+    x = torch.randn(3, 50, 64)
+    x[2] *= 1e4
+    with torch.inference_mode():
+        together = layer(x)
+        for clip in range(3):
+            assert torch.equal(layer(x[clip : clip + 1])[0], together[clip])
+        assert torch.equal(layer(x[:, :9]), together[:, :9])
+        assert layer(x[:, :0]).shape == (3, 0, 40)
+
+
+@pytest.mark.parametrize("positions", ["relative", "rotary", None])
+def test_all_linear_layers_of_the_blocks_become_integers(positions: str | None) -> None:
+    config = Wav2Vec2ConformerConfig(
+        hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64, vocab_size=8,
+        conv_dim=[32, 32], conv_kernel=[160, 4], conv_stride=[80, 4], position_embeddings_type=positions,
+    )  # fmt: skip
+    model = Wav2Vec2ConformerForCTC(config).quantize("int8")
+    left = [name for name, module in model.base_model.encoder.layers.named_modules() if isinstance(module, Linear)]
+    assert left == []
+    kinds = {type(module).__name__ for module in model.base_model.encoder.layers.modules()}
+    assert QuantizedLinear.__name__ in kinds
+    assert FeedForward.__name__ in kinds
+    assert ConvolutionModule.__name__ in kinds
+    quantized = sum(isinstance(module, QuantizedLinear) for module in model.modules())
+    assert quantized == 2 * (4 + 4 + 2 + (positions == "relative"))
+    with torch.inference_mode():
+        assert model(torch.randn(1, 3200)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("compute_type", NARROW)
+def test_the_carried_model_hears_the_same(compute_type: str) -> None:
+    expected = default_model()
+    converted = default_model()
+    conversion = convert_checked(converted, compute_type)
+    assert conversion is not None
+    assert 0 < conversion.error < 0.05
+    with torch.inference_mode():
+        exact = expected(sample()).logits
+        got = converted(sample().to(converted.dtype)).logits
+    assert 0 < off(got, exact) < 0.03
+    text = Transcriber.from_pretrained(compute_type=compute_type).transcribe(SAMPLE).text
+    assert text == "ENTER SEVEN FOUR ONE NINE"
+
+
+@pytest.mark.parametrize("compute_type", NARROW)
+def test_results_do_not_depend_on_padding_or_other_clips(compute_type: str) -> None:
+    """Up to what rounding makes of the last bits: far less than the rounding itself."""
+    model = default_model()
+    convert(model, compute_type)
+    clip = sample()
+    batch = torch.zeros(3, 2 * clip.shape[1])
+    batch[0] = torch.randn(batch.shape[1], generator=torch.Generator().manual_seed(1))
+    batch[1, : clip.shape[1]] = clip[0]
+    batch[1, clip.shape[1] :] = float("nan")
+    batch[2, :5000] = 1e3
+    mask = torch.zeros(3, batch.shape[1], dtype=torch.long)
+    for row, length in enumerate((batch.shape[1], clip.shape[1], 5000)):
+        mask[row, :length] = 1
+    with torch.inference_mode():
+        alone = model(clip.to(model.dtype)).logits[0].float()
+        together = model(batch.to(model.dtype), mask).logits[1, : alone.shape[0]].float()
+    assert off(together, alone) < 0.01
+    assert torch.equal(together.argmax(-1), alone.argmax(-1))
+
+
+def test_a_model_that_integers_would_change_is_refused() -> None:
+    model = default_model()
+    with torch.no_grad():  # the same function in float32; in integers one channel leaves nothing of the others
+        for block in model.base_model.encoder.layers:
+            block.ffn1_layer_norm.weight[3] *= 1e4
+            block.ffn1_layer_norm.bias[3] *= 1e4
+            block.ffn1.intermediate_dense.weight[:, 3] /= 1e4
+    with pytest.raises(ValueError, match=r"in int8 this model's hidden states are \d+% off .* use float32"):
+        convert_checked(model, "int8")
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = default_model()
+    with pytest.raises(ValueError, match="must be one of float32, bfloat16, float16, int8, got 'int4'"):
+        convert(model, "int4")
+    with pytest.raises(ValueError, match="quantized to 'int8', got 'int4'"):
+        model.quantize("int4")
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="quantized already"):
+        model.quantize("int8")
+    with pytest.raises(ValueError, match="is not saved"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        model(sample().requires_grad_())
+    with pytest.raises(SystemExit):
+        main(["transcribe", "--compute-type", "int4", str(SAMPLE)])
+    assert "invalid choice: 'int4'" in capsys.readouterr().err
+
+
+def test_casting_keeps_the_scales() -> None:
+    layer = QuantizedLinear(torch.randn(8, 16), torch.randn(8))
+    before = layer.scale.clone()
+    layer.to(torch.bfloat16)
+    assert layer.weight.dtype == torch.int8
+    assert layer.scale.dtype == torch.float32
+    assert torch.equal(layer.scale, before)
+
+
+def test_the_command_says_what_a_type_gains_and_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", "--compute-type", "int8", str(SAMPLE)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "ENTER SEVEN FOUR ONE NINE\n"
+    assert "int8: " in shown.err
+    assert "times as fast as float32, hidden states" in shown.err
