@@ -16,6 +16,7 @@ from .audio import AudioError
 from .loading import label_names, load_head, usable_device
 from .modeling import Wav2Vec2ConformerForSequenceClassification
 from .recordings import (
+    BATCH_SECONDS,
     AveragedModel,
     Progress,
     Source,
@@ -80,7 +81,7 @@ class AudioClassifier(AveragedModel[Classification]):
         *,
         normalize: bool,
         device: str | torch.device = "cpu",
-        batch_seconds: float = 120.0,
+        batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
     ) -> None:
         super().__init__(
@@ -95,7 +96,7 @@ class AudioClassifier(AveragedModel[Classification]):
         model: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
-        batch_seconds: float = 120.0,
+        batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
     ) -> Self:
         """Load a model.

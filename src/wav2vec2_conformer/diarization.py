@@ -27,6 +27,7 @@ from .lengths import frame_edges
 from .loading import label_names, load_head, usable_device
 from .modeling import Wav2Vec2ConformerForAudioFrameClassification
 from .recordings import (
+    BATCH_SECONDS,
     Progress,
     Recording,
     Source,
@@ -94,7 +95,7 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         *,
         normalize: bool,
         device: str | torch.device = "cpu",
-        batch_seconds: float = 120.0,
+        batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
         threshold: float = 0.5,
         median: int = 11,
@@ -124,7 +125,7 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         model: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
-        batch_seconds: float = 120.0,
+        batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
         **settings: Any,
     ) -> Self:

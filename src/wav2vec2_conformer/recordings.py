@@ -30,6 +30,7 @@ from .reading import ReadAhead
 # B batch, N samples, T frames
 
 __all__ = [
+    "BATCH_SECONDS",
     "AveragedModel",
     "AveragedRecording",
     "Progress",
@@ -42,6 +43,8 @@ __all__ = [
     "only_result",
 ]
 
+# Two windows of 30 s: a CPU is no faster with more of them at once, and memory stays what a minute of audio needs.
+BATCH_SECONDS = 60.0
 AHEAD = 8  # batches of short windows that are collected, so that those of similar length meet
 SPREAD = 0.15  # how much shorter than the longest of its batch a window may be
 PIECES = 4  # windows that are read ahead
@@ -134,7 +137,7 @@ class WindowedModel(ABC, Generic[R, Result]):
         compute_type: str = "float32",
     ) -> None:
         if not batch_seconds > 0:
-            raise ValueError(f"`batch_seconds` must be above 0, got {batch_seconds}; 120 is usual")
+            raise ValueError(f"`batch_seconds` must be above 0, got {batch_seconds}; {BATCH_SECONDS:g} is usual")
         self.device = usable_device(device)
         self.model = nn.Module.to(model, self.device)
         self.model.train(False)

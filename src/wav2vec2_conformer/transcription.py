@@ -20,7 +20,7 @@ from .decoding import best_path
 from .loading import usable_device
 from .modeling import Wav2Vec2ConformerForCTC
 from .processing import DEFAULT_MODEL, load_processor, model_name
-from .recordings import Progress, Recording, Source, Window, WindowedModel, checked_source, only_result
+from .recordings import BATCH_SECONDS, Progress, Recording, Source, Window, WindowedModel, checked_source, only_result
 
 # B batch, N samples, T frames, V vocabulary
 
@@ -67,7 +67,7 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
         processor: Wav2Vec2Processor,
         *,
         device: str | torch.device = "cpu",
-        batch_seconds: float = 120.0,
+        batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
     ) -> None:
         normalize = bool(processor.feature_extractor.do_normalize)
@@ -87,7 +87,7 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
         model: str | Path | None = None,
         *,
         device: str | torch.device | None = None,
-        batch_seconds: float = 120.0,
+        batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
         target_lang: str | None = None,
     ) -> Self:

@@ -17,6 +17,7 @@ from .loading import load_head, usable_device
 from .modeling import Wav2Vec2ConformerForXVector
 from .processing import model_name
 from .recordings import (
+    BATCH_SECONDS,
     AveragedModel,
     Progress,
     Source,
@@ -75,7 +76,7 @@ class SpeakerEncoder(AveragedModel[NDArray[np.float32]]):
         normalize: bool,
         threshold: float | None = None,
         device: str | torch.device = "cpu",
-        batch_seconds: float = 120.0,
+        batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
     ) -> None:
         super().__init__(
@@ -89,7 +90,7 @@ class SpeakerEncoder(AveragedModel[NDArray[np.float32]]):
         model: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
-        batch_seconds: float = 120.0,
+        batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
     ) -> Self:
         """Load a model, and the threshold of the file `verification.json` beside it, where there is one.

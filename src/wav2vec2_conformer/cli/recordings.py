@@ -30,7 +30,7 @@ def add_recordings(parser: Any) -> None:
 def add_compute(parser: Any) -> None:
     """Add the options that say how to compute."""
     parser.add_argument(
-        "--batch-seconds", type=float, default=120.0, metavar="S", help="audio computed at once (%(default)s)"
+        "--batch-seconds", type=float, default=60.0, metavar="S", help="audio computed at once (%(default)s)"
     )
     parser.add_argument(
         "--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.vocabulary import coverage_remedy, unknown_characters
+from ..recordings import BATCH_SECONDS
 from ..transcription import Transcriber
 from .bootstrap import ratio_of_sums
 from .error_rates import AlignedWord, ErrorRates
@@ -91,7 +92,7 @@ def evaluate_ctc(
     data: Sequence[str | Path],
     *,
     device: str | None = None,
-    batch_seconds: float = 120.0,
+    batch_seconds: float = BATCH_SECONDS,
     compute_type: str = "float32",
     progress: Progress | None = None,
 ) -> Evaluation:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..data import ManifestError, rttm_lines
 from ..diarization import Diarizer
 from ..files import replacing
+from ..recordings import BATCH_SECONDS
 from .bootstrap import ratio_of_sums
 from .diarization import DiarizationErrors
 from .run import Evaluation, EvaluationSet, Progress, figures_of, writable_folder
@@ -62,7 +63,7 @@ def evaluate_frame(
     collar: float = 0.0,
     rttm: str | Path | None = None,
     device: str | None = None,
-    batch_seconds: float = 120.0,
+    batch_seconds: float = BATCH_SECONDS,
     compute_type: str = "float32",
     progress: Progress | None = None,
 ) -> Evaluation:

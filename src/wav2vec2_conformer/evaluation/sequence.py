@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..classification import AudioClassifier
 from ..data import ManifestError
+from ..recordings import BATCH_SECONDS
 from .classification import ConfusionMatrix, macro_f1
 from .run import SHOWN, Evaluation, EvaluationSet, Progress, figures_of
 
@@ -64,7 +65,7 @@ def evaluate_sequence(
     data: Sequence[str | Path],
     *,
     device: str | None = None,
-    batch_seconds: float = 120.0,
+    batch_seconds: float = BATCH_SECONDS,
     compute_type: str = "float32",
     progress: Progress | None = None,
 ) -> Evaluation:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..calibration import CALIBRATION, write_threshold
 from ..data import ManifestError
 from ..processing import model_name
+from ..recordings import BATCH_SECONDS
 from ..verification import SpeakerEncoder
 from .run import Evaluation, EvaluationSet, Figure, Progress, figures_of, writable_folder
 from .trials import ScoredTrials, Trial, Trials, all_pairs, listed_trials, read_trials, score_trials
@@ -44,7 +45,7 @@ def evaluate_xvector(
     *,
     trials: str | Path | None = None,
     device: str | None = None,
-    batch_seconds: float = 120.0,
+    batch_seconds: float = BATCH_SECONDS,
     compute_type: str = "float32",
     progress: Progress | None = None,
 ) -> Evaluation:
