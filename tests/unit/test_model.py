@@ -738,3 +738,37 @@ def test_compiles_with_inductor_and_dynamic_lengths() -> None:
     with torch.no_grad():
         for lengths in ((SAMPLES, 5000), (9111, 400, 7000), (5600, 5600)):
             compare(compiled, eager, 0, *lengths)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_compiles_at_most_once_more_for_each_dynamic_dimension(positions: str | None, masked: bool) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    eager = ctc(
+        num_hidden_layers=1,
+        conv_dim=(8, 8),
+        conv_kernel=(10, 40),
+        conv_stride=(5, 64),
+        position_embeddings_type=positions,
+    )
+    compiled = torch.compile(eager, fullgraph=True, backend=counted)
+    with torch.no_grad():
+        for clips, samples, most in (
+            (2, 6800, 1),
+            (2, 5600, 2),
+            (2, 7001, 2),
+            (3, 7001, 3),
+            (4, 9000, 3),
+            (5, 2222, 3),
+        ):
+            x, mask = waveforms(*[samples] * clips)
+            mask[0, 3000:] = 0
+            given = {"attention_mask": mask} if masked else {}
+            assert (compiled(x, **given).logits - eager(x, **given).logits).abs().max() < 1e-4
+            assert len(graphs) <= most
