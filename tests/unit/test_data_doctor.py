@@ -176,3 +176,17 @@ def test_what_leaks_from_train_into_dev(tmp_path: Path) -> None:
 def test_characters_that_only_dev_has(tmp_path: Path) -> None:
     found = diagnose(healthy(tmp_path), healthy(tmp_path, 10, first=100, text="DOG"))
     assert found["unseen_characters"].examples == ("'D' (10)", "'G' (10)")
+
+
+def test_labels_that_a_classifier_does_not_have(tmp_path: Path) -> None:
+    utterances = [
+        dataclasses.replace(u, text=None, label="yes" if i else "maybe") for i, u in enumerate(healthy(tmp_path))
+    ]
+    knows = dataclasses.replace(FREE, labels=frozenset({"yes", "no"}))
+    found = diagnose(utterances, needs=knows)["foreign_labels"]
+    assert (found.severity, found.count, found.examples) == ("error", 1, ("maybe (1)",))
+    assert "it has no, yes" in found.message
+    assert "foreign_labels" not in diagnose(utterances)
+    assert "foreign_labels" not in diagnose(
+        utterances, needs=dataclasses.replace(knows, labels=frozenset({"yes", "maybe"}))
+    )

@@ -170,15 +170,18 @@ def model_needs(model: str | None) -> ModelNeeds:
     from ..data import TextEncoder
     from ..data.doctor import ModelNeeds
     from ..lengths import frames_of
+    from ..loading import label_names
     from ..processing import load_processor, model_name
 
     if model is None:
         return ModelNeeds(partial(frames_of, config=Wav2Vec2ConformerConfig()), None, "the released models")
     name = model_name(None if model == "default" else model)
-    frames = partial(frames_of, config=find_config(name, "check"))
+    config = find_config(name, "check")
+    frames = partial(frames_of, config=config)
     processor = load_processor(name)
     if processor is None:
-        return ModelNeeds(frames, None, model)
+        classifies = "Wav2Vec2ConformerForSequenceClassification" in (config.architectures or ())
+        return ModelNeeds(frames, None, model, frozenset(label_names(config)) if classifies else None)
     letters = processor.tokenizer
     encoder = TextEncoder(
         letters.get_vocab(), word_delimiter=letters.word_delimiter_token, unknown_token=letters.unk_token

@@ -23,6 +23,7 @@ __all__ = [
     "characters",
     "coverage",
     "finding",
+    "foreign_labels",
     "label_lengths",
     "lengths",
     "listed",
@@ -80,11 +81,13 @@ class ModelNeeds:
         frames_of: samples at 16 kHz -> frames.
         encoder: of its vocabulary, or None where it has none (or none is chosen yet).
         what: the model, for messages.
+        labels: the classes that it tells apart, or None where it is no classifier.
     """
 
     frames_of: Callable[[int], int]
     encoder: TextEncoder | None
     what: str
+    labels: frozenset[str] | None = None
 
 
 def finding(
@@ -104,6 +107,17 @@ def unusable_lines(where: str, problems: Sequence[str], usable: int) -> Iterator
     yield from finding(
         "error", "unusable_lines", where, "lines that cannot be used", problems, "correct them, or take them out"
     )
+
+
+def foreign_labels(where: str, utterances: Sequence[Utterance], needs: ModelNeeds) -> Iterator[Finding]:
+    """Labels that a classifier does not have."""
+    if needs.labels is None:
+        return
+    counts = Counter(u.label for u in utterances if u.label is not None and u.label not in needs.labels)
+    items = [f"{label} ({count})" for label, count in counts.items()]
+    message = f"labels that {needs.what} does not have; it has {', '.join(sorted(needs.labels)[:EXAMPLES])} ..."
+    remedy = "spell them as the model does, or take them out to judge it; trained on them, its last layer starts anew"
+    yield from finding("error", "foreign_labels", where, message, items, remedy)
 
 
 def unreadable(manifest: MeasuredManifest) -> Iterator[Finding]:

@@ -44,6 +44,7 @@ def examine(
         found += checks.beyond_end(name, readable)
         found += checks.characters(name, manifest.utterances, needs)
         found += checks.label_lengths(name, readable, needs)
+        found += checks.foreign_labels(name, manifest.utterances, needs)
         found += checks.speaking_rates(name, readable)
     found += few_examples(train)
     if needs.encoder is None:
