@@ -12,17 +12,19 @@ import argparse
 import json
 
 import torch
-from inference import LARGE
 from measuring import machine, measure
 
 from wav2vec2_conformer import Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC
 from wav2vec2_conformer.inspection.speed import CLIP, estimate_speed
 from wav2vec2_conformer.processing import DEFAULT_MODEL
+from wav2vec2_conformer.training import PretrainingSettings
 
 MODELS = {
     "default": lambda: Wav2Vec2ConformerConfig.from_pretrained(DEFAULT_MODEL),
     "base": lambda: Wav2Vec2ConformerConfig(vocab_size=32),
-    "large": lambda: Wav2Vec2ConformerConfig(**LARGE),
+    "large": lambda: Wav2Vec2ConformerConfig(
+        vocab_size=32, **PretrainingSettings.from_preset("large", train=[], output="").model
+    ),
 }
 
 

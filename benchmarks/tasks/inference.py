@@ -1,0 +1,74 @@
+"""A forward pass of clips of equal length, from samples to logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from flops import forward_flops
+from measuring import in_use, measure, reason, timed
+from networks import Case, Network
+from peers import Call, Peer, TorchPeer
+from torch import Tensor
+
+from .common import Run, Work
+
+DEFAULTS = {"size": "large", "positions": ["relative", "rotary"], "seconds": [15.0], "batch": [1], "rounds": 7}
+REFERENCE = "reference in float32"
+
+
+@torch.inference_mode()
+def run(run: Run, network: Network) -> dict[str, Any]:
+    """Each peer's outputs are compared with those of transformers in float32; then all take turns."""
+    case = run.case
+    torch.manual_seed(1)
+    clips = torch.randn(case.batch, case.samples, device=case.device)
+    run.say(REFERENCE)
+    expected = run.excluded.get(REFERENCE) or reference(network, case, clips)
+    calls: dict[str, Call] = {}
+
+    def prepare(peer: Peer) -> dict[str, Any]:
+        call = peer.inference(network, case)
+        output, found = first_calls(peer, call, clips, case.device)
+        calls[peer.name] = call
+        return {**found, **({} if isinstance(expected, str) else {"difference": difference(output, expected)})}
+
+    found = run.try_all(prepare)
+    turns = {name: (lambda call=call: timed(lambda: call(clips), case.device)) for name, call in calls.items()}
+    types = {peer.name: peer.type_in(case) for peer in run.peers if peer.name in calls}
+    rates = run.take_turns(turns, types, found)
+    flops = forward_flops(network.config, case.batch, case.samples)
+    run.add_figures(found, types, Work(flops, case.audio, rates))
+    no_reference = {"no_reference": expected} if isinstance(expected, str) else {}
+    return {"gflop": flops / 1e9, "matrix_rates": rates, **no_reference, "peers": found}
+
+
+def reference(network: Network, case: Case, clips: Tensor) -> Tensor | str:
+    """Logits of transformers in float32, or why there are none."""
+    try:
+        call = TorchPeer(REFERENCE, "transformers", attention="sdpa").inference(network, replace(case, dtype="float32"))
+        return call(clips).float().cpu()
+    except Exception as error:
+        return reason(error)
+
+
+def difference(output: Tensor, expected: Tensor) -> float:
+    """The largest difference, of scale."""
+    return float((output.float().cpu() - expected).abs().max() / expected.abs().max())
+
+
+def first_calls(peer: Peer, call: Call, clips: Tensor, device: str) -> tuple[Tensor, dict[str, float]]:
+    """The output, the seconds of the first call, and the megabytes that calls need.
+
+    Some runtimes keep what they have allocated, so the peak of the second call counts from before the first one; but
+    what compiling leaves behind is not a call's.
+    """
+    before = in_use(device)
+    outputs: list[Tensor] = []
+    first = timed(lambda: outputs.append(call(clips)), device)
+    between = in_use(device)
+    if isinstance(peer, TorchPeer) and peer.compiled:
+        before = between
+    needed = measure(lambda: call(clips), device)["megabytes"] + between - before
+    return outputs[0], {"first_call_seconds": first["seconds"], "megabytes": needed}
