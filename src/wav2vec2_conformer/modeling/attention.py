@@ -85,6 +85,10 @@ class SelfAttention(nn.Module):
         # On a CPU, torch has no fused kernel with dropout: its step-by-step one would run, with a slower dropout.
         stepwise = self.config._attn_implementation == "eager" or (probability > 0 and x.device.type == "cpu")
         attend = eager_attention if stepwise or output_attentions else fused_attention
+        inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if attend is fused_attention and inference and query.itemsize == 2 and query.device.type == "cpu":
+            attend = half_attention
+            query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         weights = None
         if stepwise and not output_attentions:
             # More than half of what a step of a base-sized model would keep are scores and weights.
@@ -113,19 +117,23 @@ class SelfAttention(nn.Module):
         frame_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of (B, H, T, d) scaled queries, with scores by distance where the (2T, D) table is given."""
-        if table is None:
-            return attend(query, key, value, exclude_padding(None, frame_mask, query), probability)
         scale, frames = self.head_size**-0.5, query.shape[2]
-        projected = table.view(2 * frames, self.heads, self.head_size).permute(1, 2, 0)  # (H, d, 2T)
-        content, position = (query + (u * scale)[:, None].to(query.dtype) for u in (self.pos_bias_u, self.pos_bias_v))
         whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if table is None:
+            whole = whole or attend is not half_attention
+        else:
+            projected = table.view(2 * frames, self.heads, self.head_size).transpose(0, 1)  # (H, 2T, d)
+            projected = projected if whole else projected.contiguous()
+            biases = (self.pos_bias_u, self.pos_bias_v)
+            query, position = (query + (u * scale)[:, None].to(query.dtype) for u in biases)
         outs, weights = [], []
         for first in [0] if whole else range(0, frames, BLOCK):
-            rows = slice(first, frames if whole else min(first + BLOCK, frames))
-            # Row m of the table is distance T-1-m; these n queries meet no others than these.
-            columns = projected[..., frames - rows.stop : 2 * frames - first]  # (H, d, T + n)
-            bias = shift(by_head(position[:, :, rows], columns), frames)  # (B, H, n, T)
-            out, weight = attend(content[:, :, rows], key, value, exclude_padding(bias, frame_mask, query), probability)
+            rows, bias = slice(first, frames if whole else min(first + BLOCK, frames)), None
+            if table is not None:
+                # Row m of the table is distance T-1-m; these n queries meet no others than these.
+                columns = projected[:, frames - rows.stop : 2 * frames - first].transpose(1, 2)  # (H, d, T + n)
+                bias = shift(by_head(position[:, :, rows], columns), frames)  # (B, H, n, T)
+            out, weight = attend(query[:, :, rows], key, value, exclude_padding(bias, frame_mask, query), probability)
             outs.append(out)
             weights.append(weight)
         if len(outs) == 1:
@@ -158,6 +166,20 @@ def fused_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """torch's fused attention on scaled queries: (B, H, T, d) outputs, no weights."""
     return F.scaled_dot_product_attention(query, key, value, bias, probability, scale=1.0), None
+
+
+def half_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, probability: float
+) -> tuple[Tensor, Tensor | None]:
+    """Fused attention's stand-in for half precision in inference on a CPU, for some queries at a time: no weights.
+
+    torch's fused kernel takes longer for half precision than for float32 there. The scores are rounded to half
+    precision; the softmax sums in float32.
+    """
+    scores = query @ key.transpose(-1, -2)
+    if bias is not None:
+        scores += bias
+    return torch.softmax(scores, dim=-1) @ value, None
 
 
 def eager_attention(
