@@ -111,6 +111,20 @@ def timed(call: Callable[[], object], device: str = "cpu") -> Sample:
     return {"seconds": time.perf_counter() - begun, "processor_seconds": time.process_time() - used}
 
 
+def first_calls(call: Callable[[], object], device: str, *, pooled: bool) -> Sample:
+    """Seconds of the first call, which may compile, and megabytes that later calls need.
+
+    Args:
+        call: run twice.
+        device: where it computes.
+        pooled: whether it keeps what it has allocated for the next call, so that only the first one shows it.
+    """
+    before = in_use(device)
+    first = timed(call, device)["seconds"]
+    kept = in_use(device) - before if pooled else 0.0
+    return {"first_call_seconds": first, "megabytes": measure(call, device)["megabytes"] + kept}
+
+
 def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 9) -> float:
     """Operations a second of a large square product, the median of `repeats`; of int8 with sums in 32 bits."""
     size = 2048 if device == "cpu" else 8192

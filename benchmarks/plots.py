@@ -68,7 +68,7 @@ def panels(results: list[Record]) -> dict[str, list[Record]]:
 def lines(results: list[Record], axis: str, quantity: str, label: str) -> bytes:
     """A panel for each type of positions and number of threads, a line for each peer."""
     shown = panels(results)
-    figure, axes = canvas(len(shown), 3.6, 3.6)
+    figure, axes = canvas(len(shown), 3.6, 3.6, shared=True)
     for place, (title, own) in zip(axes, shown.items(), strict=True):
         own = sorted(own, key=lambda result: result["case"][axis])
         for name in peers_of(own):
@@ -82,6 +82,9 @@ def lines(results: list[Record], axis: str, quantity: str, label: str) -> bytes:
         place.minorticks_off()
         if quantity == "megabytes":
             place.set_yscale("log")
+            place.yaxis.set_major_formatter("{x:g}")
+            place.yaxis.set_minor_formatter("{x:g}")
+            place.tick_params(axis="y", which="minor", labelsize=7)
         else:
             place.set_ylim(bottom=0)
         place.set_title(title, fontsize=10)
@@ -120,12 +123,12 @@ def color(name: str) -> str:
     return COLORS.get(name.partition(",")[0], "#000000")
 
 
-def canvas(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """A picture of panels side by side."""
+def canvas(count: int, width: float, height: float, *, shared: bool = False) -> tuple[Any, list[Any]]:
+    """A picture of panels side by side, with one scale of heights if `shared`."""
     from matplotlib.figure import Figure  # imported late: the tables go without
 
     figure = Figure(figsize=(width * count + 0.5, height), layout="constrained")
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    axes = list(figure.subplots(1, count, squeeze=False, sharey=shared)[0])
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

@@ -41,9 +41,9 @@ QUANTITIES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "share_of_matrix_rate": ("share of matrix rate", percent),
     "model_flop_utilisation": ("model FLOP utilisation", percent),
     "megabytes": ("MB beyond what is resident", number),
-    "ratio_of_megabytes": ("ratio", "{:.2f}".format),
+    "ratio_of_megabytes": ("ratio of MB", "{:.2f}".format),
     "megabytes_in_all": ("MB in all", number),
-    "ratio_of_megabytes_in_all": ("ratio", "{:.2f}".format),
+    "ratio_of_megabytes_in_all": ("ratio of MB in all", "{:.2f}".format),
     "share_of_drawing": ("drawing masks and negatives", percent),
     "difference": ("largest difference, of scale", "{:.1e}".format),
     "same_texts_as_one_at_a_time": ("same texts as one at a time", str),
@@ -57,6 +57,12 @@ MATRICES = {
     "Share of the machine's matrix rate in the peer's type": ("share_of_matrix_rate", None),
     "Model FLOP utilisation": ("model_flop_utilisation", None),
     "Largest difference of the outputs from transformers' in float32, of scale": ("difference", None),
+}
+TITLES = {
+    "inference": "Inference",
+    "ctc": "A step of CTC fine-tuning",
+    "pretraining": "A step of pre-training",
+    "mixed": "Recordings of mixed lengths",
 }
 CASE_COLUMNS = {"positions": "positions", "seconds": "clip, s", "batch": "batch", "threads": "threads"}
 
@@ -92,7 +98,7 @@ def machine(record: Record) -> str:
         *(f"{name} {version}" for name, version in versions.items()),
         f"commit {', '.join(commits)}",
         " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "nothing measured",
-        f"{record['settings']['rounds']} rounds",
+        f"medians over rounds: {record['settings']['rounds']}",
     ]
     return ", ".join(told) + "."
 
@@ -181,11 +187,13 @@ def missing(results: list[Record]) -> list[str]:
     for result in results:
         where = " x ".join(cell for cell in case_cells(result["case"])[:3]) + f", {threads(result['case'])}"
         whole = [("all peers", result)] if "failed" in result else list(result["peers"].items())
+        if "no_reference" in result:
+            whole.append(("the outputs' differences", {"absent": result["no_reference"]}))
         for name, one in whole:
             for kind in {"absent", "failed"} & set(one):
                 reasons.setdefault((name, f"{kind}: {one[kind]}"), []).append(where)
     return [
-        f"`{name}` {why}" + ("" if len(where) == len(results) else f" ({'; '.join(where)})")
+        f"{name} {why}" + ("" if len(where) == len(results) else f" ({'; '.join(where)})")
         for (name, why), where in reasons.items()
     ]
 
@@ -194,7 +202,7 @@ def read(path: Path) -> Record:
     """A file of results."""
     try:
         record: Record = json.loads(path.read_text())
-        record["results"], record["hardware"], record["versions"], record["settings"]  # noqa: B018
+        record["results"], record["hardware"], record["versions"], record["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"{path}: no results of benchmarks/run.py ({error!r})") from error
     return record
@@ -213,7 +221,7 @@ def main() -> None:
             options.plots.mkdir(parents=True, exist_ok=True)
             for name, png in draw(record, path.stem):
                 (options.plots / f"{name}.png").write_bytes(png)
-                print(f"![{name}]({options.plots / name}.png)\n")
+                print(f"![{name}]({options.plots.name}/{name}.png)\n")  # for a page beside the folder
 
 
 if __name__ == "__main__":

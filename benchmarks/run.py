@@ -125,9 +125,8 @@ def begin(options: argparse.Namespace, settings: Settings) -> Record:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{options.output}: there is a file, and it holds no results; name another") from error
     if changed:
-        raise ValueError(
-            f"{options.output}: holds results of another {' and '.join(changed)}; name another file, or remove it"
-        )
+        others = " and ".join(changed)
+        raise ValueError(f"{options.output}: holds results with other {others}; name another file, or remove it")
     return {**old, "command": record["command"]}
 
 

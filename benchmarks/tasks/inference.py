@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from flops import forward_flops
-from measuring import in_use, measure, reason, timed
+from measuring import first_calls, reason, timed
 from networks import Case, Network
 from peers import Call, Peer, TorchPeer
 from torch import Tensor
@@ -30,9 +30,12 @@ def run(run: Run, network: Network) -> dict[str, Any]:
 
     def prepare(peer: Peer) -> dict[str, Any]:
         call = peer.inference(network, case)
-        output, found = first_calls(peer, call, clips, case.device)
+        outputs: list[Tensor] = []
+        found = first_calls(lambda: outputs.append(call(clips)), case.device, pooled=peer.family == "exported")
+        if isinstance(expected, Tensor):
+            found["difference"] = difference(outputs[0], expected)
         calls[peer.name] = call
-        return {**found, **({} if isinstance(expected, str) else {"difference": difference(output, expected)})}
+        return found
 
     found = run.try_all(prepare)
     turns = {name: (lambda call=call: timed(lambda: call(clips), case.device)) for name, call in calls.items()}
@@ -56,19 +59,3 @@ def reference(network: Network, case: Case, clips: Tensor) -> Tensor | str:
 def difference(output: Tensor, expected: Tensor) -> float:
     """The largest difference, of scale."""
     return float((output.float().cpu() - expected).abs().max() / expected.abs().max())
-
-
-def first_calls(peer: Peer, call: Call, clips: Tensor, device: str) -> tuple[Tensor, dict[str, float]]:
-    """The output, the seconds of the first call, and the megabytes that calls need.
-
-    Some runtimes keep what they have allocated, so the peak of the second call counts from before the first one; but
-    what compiling leaves behind is not a call's.
-    """
-    before = in_use(device)
-    outputs: list[Tensor] = []
-    first = timed(lambda: outputs.append(call(clips)), device)
-    between = in_use(device)
-    if isinstance(peer, TorchPeer) and peer.compiled:
-        before = between
-    needed = measure(lambda: call(clips), device)["megabytes"] + between - before
-    return outputs[0], {"first_call_seconds": first["seconds"], "megabytes": needed}

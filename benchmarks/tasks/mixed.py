@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from flops import forward_flops
-from measuring import in_use, measure, timed
+from measuring import first_calls, timed
 from networks import LETTERS, SAMPLE_RATE, Case, Network
 from numpy.typing import NDArray
 from peers import Call, Peer, TorchPeer
@@ -96,13 +96,11 @@ def run(run: Run, network: Network) -> dict[str, Any]:
         found: dict[str, Any] = {}
         texts: dict[str, list[str]] = {}
         for name, way in own.items():
-            before = in_use(case.device)
-            first = timed(lambda way=way, name=name: texts.update({name: way()}), case.device)
-            found[name] = {"first_call_seconds": first["seconds"]}
-            between = in_use(case.device)
-            if isinstance(peer, TorchPeer) and peer.compiled:
-                before = between
-            found[name]["megabytes"] = measure(way, case.device)["megabytes"] + between - before
+
+            def call(way: Way = way, name: str = name) -> None:
+                texts[name] = way()
+
+            found[name] = first_calls(call, case.device, pooled=peer.family == "exported")
         if BATCHED in texts:
             same = sum(a == b for a, b in zip(texts[BATCHED], texts[SINGLE], strict=True))
             found[BATCHED]["same_texts_as_one_at_a_time"] = same

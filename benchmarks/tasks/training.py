@@ -118,8 +118,7 @@ class TrainingStep:
             side = self.warm(peer, clips)
             measured = measure(lambda: side.step(clips), case.device)
             measured["megabytes_in_all"] = measured["megabytes"] + side.kept()
-            measured["drawing"] = side.drawing
-            return measured
+            return {**measured, "drawing": side.drawing} if case.task == "pretraining" else measured
 
         def available(peer: Peer) -> dict[str, Any]:  # found out without a step
             if not isinstance(peer, TorchPeer):
