@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["check_vacant", "new_folder", "replacing", "unwritable_as_one_line"]
+__all__ = ["check_vacant", "current_umask", "new_folder", "replacing", "unwritable_as_one_line"]
 
 
 @contextmanager

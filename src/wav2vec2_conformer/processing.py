@@ -16,12 +16,14 @@ HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
 def model_name(model: str | os.PathLike[str] | None) -> str:
-    """A folder or Hub id as text, for `from_pretrained`; of `None`, the small English model of the package.
+    """A folder or Hub id as text, for `from_pretrained`; of `None` and "default", the package's small English model.
 
     Raises:
         ValueError: it is neither a folder nor a Hub id.
     """
-    name = str(DEFAULT_MODEL if model is None else model)
+    name = "default" if model is None else str(model)
+    if name == "default" and (model is None or not Path(name).exists()):
+        return str(DEFAULT_MODEL)
     if not (name and Path(name).exists()) and not HUB_ID.fullmatch(name):
         raise ValueError(f"{name!r}: no such folder, and no Hub id, which looks like `owner/model`")
     return name

@@ -173,6 +173,14 @@ def test_what_leaks_from_train_into_dev(tmp_path: Path) -> None:
     assert {finding.severity for finding in found.values()} == {"error"}
 
 
+def test_names_in_segments_may_count_the_speakers_of_a_recording(tmp_path: Path) -> None:
+    said = (Segment(0, 1, "speaker0"), Segment(1, 2, "speaker1"))
+    sides = [healthy(tmp_path, 3, first=first, speaker=None, segments=said, text=None) for first in (0, 50)]
+    found = diagnose(*sides)
+    assert "leaked_speakers" not in found
+    assert (found["shared_names"].severity, found["shared_names"].count) == ("note", 2)
+
+
 def test_characters_that_only_dev_has(tmp_path: Path) -> None:
     found = diagnose(healthy(tmp_path), healthy(tmp_path, 10, first=100, text="DOG"))
     assert found["unseen_characters"].examples == ("'D' (10)", "'G' (10)")

@@ -12,7 +12,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wav2vec2_conformer.data import ManifestError, Segment, Utterance, read_manifest
+from wav2vec2_conformer.data import ManifestError, Segment, Utterance, read_manifest, rttm_lines
 from wav2vec2_conformer.data.preparation import (
     Prepared,
     prepare_folder,
@@ -226,3 +226,26 @@ def test_a_split_needs_to_know_who_speaks() -> None:
     unknown = Utterance(Path("a"), None, 1.0, None, "yes", "a")
     with pytest.raises(ManifestError, match="a: who speaks is not known"):
         split_by_speaker([unknown, utterance("b", ["y"])], 0.5)
+
+
+def test_two_speakers_are_split_as_near_to_the_share_as_can_be() -> None:
+    def of(speaker: str, count: int) -> list[Utterance]:
+        return [
+            Utterance(Path(f"{speaker}{i}.wav"), None, 1.0, speaker, None, f"{speaker}{i}.wav") for i in range(count)
+        ]
+
+    for much, little in (("a", "b"), ("b", "a")):  # whichever name's hash comes first
+        train, dev = split_by_speaker([*of(much, 20), *of(little, 4)], 0.3)
+        assert (len(train), len(dev)) == (20, 4)
+        train, dev = split_by_speaker([*of(much, 20), *of(little, 15)], 0.1)  # both are too much
+        assert (len(train), len(dev)) == (20, 15)
+
+
+def test_a_recording_whose_name_has_a_blank_finds_its_rttm(tmp_path: Path) -> None:
+    (tmp_path / "wav").mkdir()
+    soundfile.write(tmp_path / "wav" / "my talk.wav", np.zeros(32000), 16000)
+    lines = rttm_lines("my talk", [Segment(0.5, 1.0, "anna")])
+    (tmp_path / "talks.rttm").write_text("\n".join(lines))
+    prepared = prepare_rttm([tmp_path / "talks.rttm"], tmp_path / "wav")
+    assert prepared.problems == []
+    assert prepared.utterances[0].segments == (Segment(0.5, 1.0, "anna"),)

@@ -131,6 +131,9 @@ def run_prepare(options: argparse.Namespace) -> int:
     parts = [prepared.utterances]
     if options.dev_share is not None:
         parts = list(split_by_speaker(prepared.utterances, options.dev_share))
+        got = sum(u.duration for u in parts[1]) / sum(u.duration for u in prepared.utterances)
+        if not 0.5 < got / options.dev_share < 2:
+            complain(f"dev has {got:.0%} of the time and not {options.dev_share:.0%}: speakers stay whole, and are few")
     for path, utterances in zip(outputs, parts, strict=True):
         write_manifest(path, utterances)
         hours = sum(utterance.duration for utterance in utterances) / 3600

@@ -175,7 +175,7 @@ def model_needs(model: str | None) -> ModelNeeds:
 
     if model is None:
         return ModelNeeds(partial(frames_of, config=Wav2Vec2ConformerConfig()), None, "the released models")
-    name = model_name(None if model == "default" else model)
+    name = model_name(model)
     config = find_config(name, "check")
     frames = partial(frames_of, config=config)
     processor = load_processor(name)

@@ -95,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
             bar.update(round(min(seconds, bar.total - bar.n), 2))  # manifests round durations
 
         evaluation = evaluate(options, progress)
+    if options.compute_type != "float32":
+        print(f"wav2vec2-conformer: {evaluation.environment['compute type']}", file=sys.stderr)
     for skipped in evaluation.skipped:
         print(f"wav2vec2-conformer: {one_line(skipped.file)}: {one_line(skipped.problem)}", file=sys.stderr)
     if options.json:

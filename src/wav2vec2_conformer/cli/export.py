@@ -37,6 +37,6 @@ def run(options: argparse.Namespace) -> int:
     """Export, and say what was written."""
     from ..checkpoints.transformers_export import export_transformers  # imported late: `--help` need not wait for torch
 
-    done = export_transformers(None if options.model == "default" else options.model, options.output)
+    done = export_transformers(options.model, options.output)
     print(f"{done.output}: {done.architecture} with {done.weights} tensors")
     return 0

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Inspect and print."""
     from ..inspection import inspect_model  # imported late: `--help` need not wait for torch
 
-    found = inspect_model(None if options.model == "default" else options.model)
+    found = inspect_model(options.model)
     if options.json:
         print(json.dumps({**dataclasses.asdict(found), "path": str(found.path)}, indent=2, ensure_ascii=False))
         return 0

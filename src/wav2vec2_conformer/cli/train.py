@@ -95,7 +95,7 @@ def add_task(tasks: Any, name: str, what: str, examples: str) -> Callable[..., A
     )
     add("--resume", action="store_true", default=False, help="go on from the last complete checkpoint in --output")
     add("--epochs", type=float, metavar="N", help="passes over the training data (30.0)")
-    add("--updates", type=int, metavar="N", help="optimizer steps, in place of --epochs")
+    add("--updates", type=positive, metavar="N", help="optimizer steps, in place of --epochs")
     add("--batch-seconds", type=float, metavar="S", help="seconds of audio a batch, with padding (60.0)")
     add("--max-batch", type=int, metavar="N", help="most utterances a batch (64)")
     add("--accumulate", type=int, metavar="N", help="batches an optimizer step (1)")
@@ -109,18 +109,28 @@ def add_task(tasks: Any, name: str, what: str, examples: str) -> Callable[..., A
     add("--augment", action=yes_or_no, help="change speed and band, add noise (yes)")
     add("--freeze-feature-encoder", action=yes_or_no, help="leave the convolutions as they are")
     add("--freeze-updates", type=int, metavar="N", help="steps in which only the head learns (0)")
-    add("--lora", type=int, metavar="RANK", help="learn low-rank adapters of the attention in place of the network")
+    add(
+        "--lora", type=positive, metavar="RANK", help="learn low-rank adapters of the attention in place of the network"
+    )
     add("--bf16", action=yes_or_no, help="compute in bfloat16 where it is safe")
     add("--gradient-checkpointing", action=yes_or_no, help="compute activations twice instead of keeping them")
     add("--evaluate-every", type=int, metavar="STEPS", help="0: once an epoch (0)")
     add("--log-every", type=int, metavar="STEPS", help="steps between logs (20)")
     add("--patience", type=int, metavar="N", help="stop after so many evaluations without a better figure (never)")
-    add("--overfit", type=int, metavar="N", help="learn only N utterances by heart, to check data and settings")
+    add("--overfit", type=positive, metavar="N", help="learn only N utterances by heart, to check data and settings")
     add("--cache-gb", type=float, metavar="GB", help="decoded audio to keep in memory; an hour takes 0.12 (0.0)")
     add("--workers", type=int, metavar="N", help="processes that decode audio (1)")
     add("--seed", type=int, metavar="N", help="of everything random (0)")
     parser.set_defaults(run=run_task)
     return add
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}; leave the option away for none")
+    return number
 
 
 def run_task(options: argparse.Namespace) -> int:
@@ -137,7 +147,7 @@ def run_task(options: argparse.Namespace) -> int:
     settings_class, train = kinds[options.task]
     given = {name: value for name, value in vars(options).items() if name in settings_class.__dataclass_fields__}
     if given.get("init") == "default":
-        given["init"] = model_name(None)
+        given["init"] = model_name("default")
     result = train(settings_class.from_preset(getattr(options, "preset", None), **given), resume=options.resume)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
         print(json.dumps(result))

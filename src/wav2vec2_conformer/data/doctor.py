@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from . import checks
 from .checks import Finding, ModelNeeds, coverage, finding, listed
 from .measurement import AudioFacts
-from .splitting import speakers_of_utterance
 from .statistics import MeasuredManifest, resolved
 from .vocabulary import WORD_DELIMITER, unknown_characters
 
@@ -86,14 +85,16 @@ def new_vocabulary(train: Sequence[MeasuredManifest]) -> Iterator[Finding]:
 
 def leaked_speakers(train: Sequence[MeasuredManifest], dev: Sequence[MeasuredManifest]) -> Iterator[Finding]:
     """Speakers on both sides."""
-    heard, judged = (
-        {name for manifest in side for u in manifest.utterances for name in speakers_of_utterance(u)}
-        for side in (train, dev)
-    )
-    message = f"speakers of dev who are in train, so figures will be better than with new voices, of {len(judged):,}"
+    named = [{u.speaker for m in side for u in m.utterances if u.speaker is not None} for side in (train, dev)]
+    spoken = [{s.speaker for m in side for u in m.utterances for s in u.segments or ()} for side in (train, dev)]
+    both = (named[0] | spoken[0]) & (named[1] | spoken[1])
+    where, judged = f"{names(train)} and {names(dev)}", len(named[1] | spoken[1])
+    message = f"speakers of dev who are in train, so figures will be better than with new voices, of {judged:,}"
     remedy = "split by speakers (`data prepare --dev-share` does); fine only if these very people will use the model"
-    where = f"{names(train)} and {names(dev)}"
-    yield from finding("error", "leaked_speakers", where, message, sorted(heard & judged), remedy)
+    yield from finding("error", "leaked_speakers", where, message, sorted(both & (named[0] | named[1])), remedy)
+    message = "names in the segments of both train and dev"
+    remedy = "nothing, if they count the speakers of a recording; if they are people, split by them"
+    yield from finding("note", "shared_names", where, message, sorted(both - named[0] - named[1]), remedy)
 
 
 def leaked_audio(train: Sequence[MeasuredManifest], dev: Sequence[MeasuredManifest]) -> Iterator[Finding]:

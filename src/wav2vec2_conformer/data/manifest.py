@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..audio import AUDIO_SUFFIXES, AudioError, audio_duration
-from .segments import Segment, SegmentError, read_rttm
+from .segments import Segment, SegmentError, read_rttm, rttm_name
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _segments(fields: dict[str, Any], folder: Path, audio: Path) -> tuple[Segmen
         if rttm is not None:
             if not isinstance(rttm, str) or not rttm:
                 raise _LineError(f'"rttm" must be the path of an RTTM file, got {_kind(rttm)}')
-            return _segments_of_file(folder / rttm, audio.stem)
+            return _segments_of_file(folder / rttm, rttm_name(audio.stem))
         if segments is None:
             return None
         if not isinstance(segments, list):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..audio import AudioError, audio_duration, audio_files
 from ..files import replacing
 from .manifest import ManifestError, Utterance, normalize_text
-from .segments import Segment, SegmentError, read_rttm
+from .segments import Segment, SegmentError, read_rttm, rttm_name
 
 __all__ = ["Prepared", "prepare_folder", "prepare_librispeech", "prepare_rttm", "write_manifest"]
 
@@ -160,7 +160,7 @@ def prepare_rttm(
             raise ManifestError(str(error)) from error
     by_name: dict[str, list[Path]] = {}
     for path in audio_files(audio):
-        by_name.setdefault(path.stem, []).append(path)
+        by_name.setdefault(rttm_name(path.stem), []).append(path)
     prepared = Prepared()
     for recording, segments in spoken.items():
         progress(1)

@@ -68,14 +68,16 @@ def read_rttm(path: str | Path) -> dict[str, list[Segment]]:
     return {recording: sorted(segments) for recording, segments in found.items()}
 
 
+def rttm_name(text: str) -> str:
+    """A name as RTTM files have it: white space, which separates the fields there, becomes `_`."""
+    return "_".join(text.split()) or "_"
+
+
 def rttm_lines(recording: str, segments: Iterable[Segment]) -> list[str]:
-    """Segments as lines of an RTTM file; white space in names, which separates the fields, becomes `_`."""
-
-    def name(text: str) -> str:
-        return "_".join(text.split()) or "_"
-
+    """Segments as lines of an RTTM file; see `rttm_name`."""
+    name = rttm_name(recording)
     return [
-        f"SPEAKER {name(recording)} 1 {s.start:.3f} {s.end - s.start:.3f} <NA> <NA> {name(s.speaker)} <NA> <NA>"
+        f"SPEAKER {name} 1 {s.start:.3f} {s.end - s.start:.3f} <NA> <NA> {rttm_name(s.speaker)} <NA> <NA>"
         for s in sorted(segments)
     ]
 

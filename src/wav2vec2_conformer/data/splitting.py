@@ -37,9 +37,11 @@ def split_by_speaker(utterances: Sequence[Utterance], share: float) -> tuple[lis
     dev: set[str] = set()
     for group in sorted(seconds, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()):
         closer = abs(taken + seconds[group] - wanted) < abs(taken - wanted)
-        if not dev or (closer and len(dev) < len(seconds) - 1):
+        if closer and len(dev) < len(seconds) - 1:
             dev.add(group)
             taken += seconds[group]
+    if not dev:  # each is more than twice the share
+        dev.add(min(seconds, key=lambda group: (seconds[group], group)))
     sides: tuple[list[Utterance], list[Utterance]] = ([], [])
     for utterance, group in zip(utterances, groups, strict=True):
         sides[group in dev].append(utterance)

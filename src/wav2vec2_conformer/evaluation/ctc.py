@@ -113,6 +113,7 @@ def evaluate_ctc(
     transcriber = Transcriber.from_pretrained(
         model, device=device, batch_seconds=batch_seconds, compute_type=compute_type
     )
+    found.conversion = transcriber.conversion
     warn_of_unknown_characters(found, transcriber.tokenizer.get_vocab())
     total = np.zeros(len(ErrorRates().counts()), np.int64)
     errors, wholes = np.zeros((2, len(found), 2), np.int64)  # words and characters of each utterance
@@ -130,6 +131,11 @@ def evaluate_ctc(
             if len(worst) > SHOWN:
                 heapq.heappop(worst)
     names = ("wer", "cer")
+    if not wholes[:, 0].any():
+        raise ValueError(
+            f"{', '.join(found.data)}: no words in any reference of the recordings that could be read, so there is no "
+            "error rate; give transcripts with words"
+        )
 
     def figures(rows: NDArray[np.int64]) -> dict[str, float]:
         return dict(zip(names, (errors[rows].sum(0) / np.maximum(wholes[rows].sum(0), 1)).tolist(), strict=True))

@@ -89,6 +89,7 @@ def evaluate_frame(
     found = EvaluationSet(data, "segments")
     folder = None if rttm is None else prepare_rttm(found, Path(rttm))
     diarizer = Diarizer.from_pretrained(model, device=device, batch_seconds=batch_seconds, compute_type=compute_type)
+    found.conversion = diarizer.conversion
     times = np.zeros((len(found), 1 + len(PARTS)))
     recordings: list[RecordingErrors] = []
     total = DiarizationErrors()

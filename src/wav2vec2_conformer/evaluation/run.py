@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..audio import AudioError
+from ..compute_types import Conversion
 from ..data import ManifestError, Utterance, read_manifest
 from .bootstrap import CONFIDENCE, Statistic, bootstrap_intervals
 
@@ -116,7 +117,7 @@ class Evaluation:
         details: what only its task has to say: `CTCDetails` and so on.
         runtime: seconds that it took, without loading the model.
         by_data: figures of each manifest, where there are several.
-        environment: versions and hardware.
+        environment: versions, hardware and compute type.
     """
 
     task: str
@@ -131,7 +132,7 @@ class Evaluation:
     details: Any
     runtime: float
     by_data: dict[str, Subset] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=lambda: environment())
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object; intervals are [low, high]."""
@@ -184,6 +185,7 @@ class EvaluationSet:
         self.source = np.array([number for number, _ in found], np.int64)
         self.skipped: list[Skipped] = []
         self.judged = np.ones(len(found), bool)
+        self.conversion: Conversion | None = None  # of the model, where it does not compute in float32
         self.begun = time.monotonic()
 
     def __len__(self) -> int:
@@ -233,7 +235,9 @@ class EvaluationSet:
 
     def evaluation(self, **what: Any) -> Evaluation:
         """An `Evaluation` with what the set knows of it."""
+        computed = {"compute type": str(self.conversion or "float32")}
         return Evaluation(
+            environment=environment() | computed,
             data=self.data,
             utterances=int(self.judged.sum()),
             seconds=sum(u.duration for u, there in zip(self.utterances, self.judged, strict=True) if there),

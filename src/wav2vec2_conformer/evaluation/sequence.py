@@ -87,6 +87,7 @@ def evaluate_sequence(
     classifier = AudioClassifier.from_pretrained(
         model, device=device, batch_seconds=batch_seconds, compute_type=compute_type
     )
+    found.conversion = classifier.conversion
     confusion = ConfusionMatrix(classifier.labels)
     classes = np.zeros((2, len(found)), np.int64)  # the class of each recording, and the one that it was given
     for index, utterance in enumerate(found.utterances):

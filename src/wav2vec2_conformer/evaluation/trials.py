@@ -80,6 +80,10 @@ def read_trials(path: str | Path) -> list[Trial]:
                 f'{path}: line {number}: expected `1 a.wav b.wav`, `0 a.wav b.wav` or {{"label": 1, "a": "a.wav", '
                 f'"b": "b.wav"}}, got {line.strip()[:80]!r}'
             )
+        if first == second:
+            raise ManifestError(
+                f"{path}: line {number}: {first} is compared with itself, which says nothing; take the line out"
+            )
         trials.append(Trial(LABELS[label], first, second))
     if not trials:
         raise ManifestError(f"{path}: the trial list is empty; write lines `1 a.wav b.wav` and `0 a.wav c.wav`")

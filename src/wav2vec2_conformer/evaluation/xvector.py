@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ from .trials import ScoredTrials, Trial, Trials, all_pairs, listed_trials, read_
 __all__ = ["XVectorDetails", "calibrate", "calibration_file", "evaluate_xvector"]
 
 P_TARGETS = (0.01, 0.05)
+
+
+logger = logging.getLogger(__name__)
+
+FEW_TRIALS = 100  # of either kind
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def evaluate_xvector(
     encoder = SpeakerEncoder.from_pretrained(
         model, device=device, batch_seconds=batch_seconds, compute_type=compute_type
     )
+    found.conversion = encoder.conversion
     embeddings = np.zeros((len(found), encoder.model.config.xvector_output_dim), np.float32)
     for index, _, embedding in found.results(encoder.embed_many, progress):
         embeddings[index] = embedding
@@ -171,10 +178,16 @@ def calibrate(evaluation: Evaluation) -> Path:
         ValueError: the model is no folder.
         OSError: the file cannot be written.
     """
+    counts = {name: evaluation.counts[f"{name}_trials"] for name in ("target", "nontarget")}
+    if min(counts.values()) < FEW_TRIALS:
+        logger.warning(
+            "a threshold from %d target and %d nontarget trials is little more than chance; give %d of each or more",
+            *(*counts.values(), FEW_TRIALS),
+        )
     return write_threshold(
         calibration_file(evaluation.model).parent,
         evaluation.figures["threshold"].value,
         eer=evaluation.figures["eer"].value,
-        trials=evaluation.counts["target_trials"] + evaluation.counts["nontarget_trials"],
+        trials=sum(counts.values()),
         data=evaluation.data,
     )

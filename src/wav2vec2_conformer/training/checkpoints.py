@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from ..files import current_umask
+
 __all__ = ["INCOMPLETE", "keep_newest", "last_checkpoint", "remove", "replace_files"]
 
 logger = logging.getLogger(__name__)
@@ -60,5 +62,6 @@ def replace_files(source: Path, target: Path) -> None:
     """Move the files of `source` over those of `target`, each in one atomic step, and delete `source`."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
+        path.chmod(0o666 & ~current_umask())  # safetensors makes files that only their owner may read
         os.replace(path, target / path.name)
     source.rmdir()

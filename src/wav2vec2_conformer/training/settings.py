@@ -148,7 +148,7 @@ def read_config(path: Path) -> Wav2Vec2ConformerConfig:
         raise ValueError(f"{path}: not a JSON file ({error}); expected a model's config.json") from error
     if not isinstance(found, dict):
         raise ValueError(f'{path}: expected a JSON object with a model\'s fields, such as {{"hidden_size": 256}}')
-    unknown = sorted(found.keys() - Wav2Vec2ConformerConfig().to_dict().keys())
+    unknown = sorted(found.keys() - Wav2Vec2ConformerConfig().to_dict().keys() - {"use_cache"})  # of transformers' own
     if unknown:
         logger.warning("%s: no fields of this model, so without effect: %s", path, ", ".join(unknown))
     return Wav2Vec2ConformerConfig.from_dict(found)

@@ -72,6 +72,10 @@ class Task(ABC, Generic[S]):
             self.dev = list(self.train)
         else:
             self.dev = read_manifest(settings.dev or "", require=self.field)
+        if not settings.overfit and settings.dev in settings.train:
+            logger.warning(
+                "%s is learnt from and judged on: the figures say nothing about other recordings", settings.dev
+            )
         self.model: Wav2Vec2ConformerPreTrainedModel
         self.build()
 

@@ -199,6 +199,7 @@ class SpeechTrainer(Trainer):
         self.keep_checkpoints = keep_checkpoints
         self.skipped_steps = 0
         self.skipped_utterances = 0
+        self.used_utterances = 0
         self.bad_loss = False
         self.place = 0  # of the next micro-step in its step
         self.seconds_seen, self.waited, self.clock = 0.0, 0.0, time.monotonic()
@@ -232,6 +233,7 @@ class SpeechTrainer(Trainer):
         self.waited += time.monotonic() - begun
         for batch in batches:
             self._report_skipped(batch.pop("skipped_names"))
+            self.used_utterances += int(batch["input_values"].shape[0])
         self.place = 0
         count = torch.tensor(sum(self.items_of(batch) for batch in batches), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum").clamp(min=1)
@@ -283,9 +285,18 @@ class SpeechTrainer(Trainer):
         super().log(logs, start_time)
 
     def skipped_by_all(self) -> int:
-        """Utterances that were skipped, over all processes, each of which must call this."""
-        skipped = torch.tensor(self.skipped_utterances, device=self.args.device)
-        return int(self.accelerator.reduce(skipped, reduction="sum"))
+        """Utterances that were skipped, over all processes, each of which must call this.
+
+        Raises:
+            ValueError: all were.
+        """
+        counts = torch.tensor([self.skipped_utterances, self.used_utterances], device=self.args.device)
+        skipped, used = self.accelerator.reduce(counts, reduction="sum").tolist()
+        if skipped and not used:
+            raise ValueError(
+                f"none of {skipped} training utterances could be used, so nothing was learnt; see above why"
+            )
+        return int(skipped)
 
     def _seed_micro_step(self) -> None:
         seed, step = self.args.seed, self.state.global_step
