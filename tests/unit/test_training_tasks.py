@@ -537,7 +537,9 @@ def test_a_training_that_could_use_nothing_says_so(
     common: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     both = write_conversations(tmp_path / "both.jsonl", 3, 0)  # two speak, the model is to know one
-    settings = FrameSettings(**common | {"train": [str(both)], "dev": str(both), "speakers": 1, "epochs": 1, "crop_seconds": 2.0})
+    settings = FrameSettings(
+        **common | {"train": [str(both)], "dev": str(both), "speakers": 1, "epochs": 1, "crop_seconds": 2.0}
+    )
     with pytest.raises(ValueError, match="none of 3 training utterances could be used, so nothing was learnt"):
         train_frame(settings)
     assert "is learnt from and judged on" in caplog.text
