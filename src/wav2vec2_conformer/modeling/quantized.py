@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from .wide_buffers import WideBuffers
 
 __all__ = ["QuantizedLinear", "quantize_linear_layers"]
 
+BLOCK = 1 << 18  # numbers
 LARGEST = 127  # symmetric: -128 is left out
 
 
@@ -43,15 +45,29 @@ class QuantizedLinear(WideBuffers):
         """(..., I) -> (..., O); no gradients."""
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError("a quantized model cannot be trained: train first, and quantize what came out")
-        rows = x.detach().flatten(0, -2).float()  # (N, I)
+        rows = x.detach().flatten(0, -2)  # (N, I)
+        out = x.new_empty(rows.shape[0], self.weight.shape[0])
         if rows.shape[0] == 0:
-            return x.new_zeros(*x.shape[:-1], self.weight.shape[0])
-        scale = scales(rows)
-        product = torch._int_mm((rows / scale).round_().to(torch.int8), self.weight.t())  # (N, O) int32
-        out = product.float().mul_(self.scale)
+            return out.view(*x.shape[:-1], -1)
+        integers = torch.empty_like(rows, dtype=torch.int8)
+        scale = rows.new_empty(rows.shape[0], 1, dtype=torch.float32)
+        for some in blocks(rows):
+            block = rows[some].float()
+            scale[some] = scales(block)
+            integers[some] = (block / scale[some]).round_()
+        product = torch._int_mm(integers, self.weight.t())  # (N, O) int32
         bias = cast(Tensor | None, self.bias)
-        out = out.mul_(scale) if bias is None else torch.addcmul(bias, out, scale, out=out)
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
+        for some in blocks(product):
+            block = product[some].float().mul_(self.scale)
+            out[some] = block.mul_(scale[some]) if bias is None else torch.addcmul(bias, block, scale[some], out=block)
+        return out.view(*x.shape[:-1], -1)
+
+
+def blocks(rows: Tensor) -> Iterator[slice]:
+    """Some rows at a time: what is made of them on the way stays in the cache, in place of fresh memory each time."""
+    step = max(1, BLOCK // rows.shape[1])
+    for first in range(0, rows.shape[0], step):
+        yield slice(first, first + step)
 
 
 def scales(rows: Tensor) -> Tensor:
