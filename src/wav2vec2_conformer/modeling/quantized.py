@@ -48,7 +48,7 @@ class QuantizedLinear(WideBuffers):
         rows = x.detach().flatten(0, -2)  # (N, I)
         out = x.new_empty(rows.shape[0], self.weight.shape[0])
         if rows.shape[0] == 0:
-            return out.view(*x.shape[:-1], -1)
+            return out.view(*x.shape[:-1], out.shape[1])
         integers = torch.empty_like(rows, dtype=torch.int8)
         scale = rows.new_empty(rows.shape[0], 1, dtype=torch.float32)
         for some in blocks(rows):
@@ -60,7 +60,7 @@ class QuantizedLinear(WideBuffers):
         for some in blocks(product):
             block = product[some].float().mul_(self.scale)
             out[some] = block.mul_(scale[some]) if bias is None else torch.addcmul(bias, block, scale[some], out=block)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[1])
 
 
 def blocks(rows: Tensor) -> Iterator[slice]:
