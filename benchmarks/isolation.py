@@ -88,6 +88,7 @@ def measure_cases(
             os._exit(1)  # nobody is there any more
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    torch._logging.set_logs(all=logging.ERROR)  # of graph breaks in compiled peers
     transformers.logging.set_verbosity_error()
     if cases[0].device == "cpu":
         limit_memory()

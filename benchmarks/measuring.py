@@ -174,6 +174,9 @@ def medians(samples: list[Sample]) -> dict[str, Any]:
 def reason(error: BaseException) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return f"out of memory: {text[:200]}"
-    return f"{type(error).__name__}: {text[:300]}"
+    return f"out of memory: {text[:200]}" if is_out_of_memory(error) else f"{type(error).__name__}: {text[:300]}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room, on the device or (a plain RuntimeError of torch) beside the processor."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -64,6 +64,11 @@ TITLES = {
     "pretraining": "A step of pre-training",
     "mixed": "Recordings of mixed lengths",
 }
+BESIDE = {  # what may be missing beside peers
+    "no_reference": "largest difference",
+    "losses_not_compared": "difference of the losses",
+    "operations_not_counted": "operations of ours",
+}
 CASE_COLUMNS = {"positions": "positions", "seconds": "clip, s", "batch": "batch", "threads": "threads"}
 
 
@@ -187,8 +192,9 @@ def missing(results: list[Record]) -> list[str]:
     for result in results:
         where = " x ".join(cell for cell in case_cells(result["case"])[:3]) + f", {threads(result['case'])}"
         whole = [("all peers", result)] if "failed" in result else list(result["peers"].items())
-        if "no_reference" in result:
-            whole.append(("the outputs' differences", {"absent": result["no_reference"]}))
+        for key, what in BESIDE.items():
+            if key in result:
+                whole.append((what, {"absent": result[key]}))
         for name, one in whole:
             for kind in {"absent", "failed"} & set(one):
                 reasons.setdefault((name, f"{kind}: {one[kind]}"), []).append(where)

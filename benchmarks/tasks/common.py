@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from measuring import Sample, Say, interleave, matrix_rate, medians, reason
@@ -14,6 +14,7 @@ from peers import Absent, Peer
 
 Found = dict[str, dict[str, Any]]  # what is known of each peer
 Turn = Callable[[], Sample]
+T = TypeVar("T")
 MATRIX = "matrix product, "
 
 
@@ -81,6 +82,18 @@ class Run:
                 found[peer.name] = {"failed": reason(error)}
             gc.collect()  # what a failed peer leaves behind
         return found
+
+    def attempt(self, name: str, function: Callable[[], T]) -> T | str:
+        """What something beside the peers gives, or why it gives nothing."""
+        if name in self.excluded:
+            return self.excluded[name]
+        self.say(name)
+        try:
+            return function()
+        except Exception as error:
+            return reason(error)
+        finally:
+            gc.collect()
 
     def take_turns(self, turns: Mapping[str, Turn], types: Mapping[str, str], found: Found) -> dict[str, float]:
         """Add each one's medians to `found`; return the machine's matrix rates, measured in between, by type.

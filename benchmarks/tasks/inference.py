@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from flops import forward_flops
-from measuring import first_calls, reason, timed
+from measuring import first_calls, timed
 from networks import Case, Network
 from peers import Call, Peer, TorchPeer
 from torch import Tensor
@@ -24,8 +24,7 @@ def run(run: Run, network: Network) -> dict[str, Any]:
     case = run.case
     torch.manual_seed(1)
     clips = torch.randn(case.batch, case.samples, device=case.device)
-    run.say(REFERENCE)
-    expected = run.excluded.get(REFERENCE) or reference(network, case, clips)
+    expected = run.attempt(REFERENCE, lambda: reference(network, case, clips))
     calls: dict[str, Call] = {}
 
     def prepare(peer: Peer) -> dict[str, Any]:
@@ -47,13 +46,10 @@ def run(run: Run, network: Network) -> dict[str, Any]:
     return {"gflop": flops / 1e9, "matrix_rates": rates, **no_reference, "peers": found}
 
 
-def reference(network: Network, case: Case, clips: Tensor) -> Tensor | str:
-    """Logits of transformers in float32, or why there are none."""
-    try:
-        call = TorchPeer(REFERENCE, "transformers", attention="sdpa").inference(network, replace(case, dtype="float32"))
-        return call(clips).float().cpu()
-    except Exception as error:
-        return reason(error)
+def reference(network: Network, case: Case, clips: Tensor) -> Tensor:
+    """Logits of transformers in float32."""
+    peer = TorchPeer(REFERENCE, "transformers", attention="sdpa")
+    return peer.inference(network, replace(case, dtype="float32"))(clips).float().cpu()
 
 
 def difference(output: Tensor, expected: Tensor) -> float:

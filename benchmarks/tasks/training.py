@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from flops import flop_counter, training_flops
-from measuring import Sample, measure, reason
+from measuring import Sample, is_out_of_memory, measure
 from networks import Case, Network
 from peers import Absent, Peer, TorchPeer
 from torch import Tensor
@@ -111,8 +110,8 @@ class TrainingStep:
         """Medians over the rounds, what the step needs and what it does, and the floor."""
         run, case = self.run, self.case
         clips = self.waveforms(case.batch, case.seconds or 0)
-        run.say("comparing the losses")
-        compared = loss_difference(self.objective, self.network, case)
+        compared = run.attempt("comparing the losses", self.compare_losses)
+        self.network.forget()  # so that each side has all of the memory
 
         def turn(peer: Peer) -> Sample:
             side = self.warm(peer, clips)
@@ -137,22 +136,23 @@ class TrainingStep:
         for one in found.values():
             if "drawing" in one:
                 one["share_of_drawing"] = one.pop("drawing") / one["seconds"]
-        result = {"gflop": flops / 1e9, "matrix_rates": rates, **compared}
+        result: dict[str, Any] = {"gflop": flops / 1e9, "matrix_rates": rates}
+        result |= {"losses_not_compared": compared} if isinstance(compared, str) else compared
         if "seconds" in found.get("ours", {}):
-            result |= self.floor(able["ours"], clips, rates)
+            counted = run.attempt("counting the operations of ours", lambda: self.count(able["ours"], clips))
+            if isinstance(counted, str):
+                result["operations_not_counted"] = counted
+            else:
+                floor = {kind: counted / rate for kind, rate in rates.items()}
+                result |= {"gflop_counted_of_ours": counted / 1e9, "seconds_of_these_at_the_matrix_rate": floor}
         return {**result, "peers": found}
 
-    def floor(self, ours: Peer, clips: Tensor, rates: dict[str, float]) -> dict[str, Any]:
-        """What our step computes, with what it does twice to save memory, and how long that takes at these rates."""
-        self.run.say("counting the operations of ours")
+    def count(self, ours: Peer, clips: Tensor) -> int:
+        """The operations of our step, with what it does twice to save memory."""
         side = self.warm(ours, clips)
         with flop_counter() as counter:
             side.step(clips)
-        counted = counter.get_total_flops()
-        return {
-            "gflop_counted_of_ours": counted / 1e9,
-            "seconds_of_these_at_the_matrix_rate": {kind: counted / rate for kind, rate in rates.items()},
-        }
+        return int(counter.get_total_flops())
 
     def largest(self, gigabytes: float) -> dict[str, Any]:
         """How many clips a step of each can hold in so many GB (10^9 bytes), tried one by one."""
@@ -164,28 +164,30 @@ class TrainingStep:
             while not used or used[-1] <= limit:
                 clips = self.waveforms(len(used) + 1, self.case.seconds or 0)
                 self.run.say(f"{peer.name}, {len(clips)} clips")
-                used.append(measure(lambda clips=clips: side.step(clips), self.case.device)["megabytes"] + side.kept())
-            return {"clips": len(used) - 1, "megabytes_by_clips": [round(value) for value in used]}
+                try:
+                    taken = measure(lambda clips=clips: side.step(clips), self.case.device)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    break
+                used.append(taken["megabytes"] + side.kept())
+            held = [round(value) for value in used if value <= limit]
+            return {"clips": len(held), "megabytes_by_clips": held}
 
         return {"largest": gigabytes, "peers": self.run.try_all(most)}
 
-
-@torch.no_grad()
-def loss_difference(objective: type[Objective], network: Network, case: Case) -> dict[str, Any]:
-    """Relative difference of our loss from transformers', in evaluation mode, of the same weights, clip and draws."""
-    clip = torch.randn(1, round(WARM * 16_000), device=case.device)
-    try:
+    @torch.no_grad()
+    def compare_losses(self) -> dict[str, float]:
+        """Relative difference of our loss from transformers', in evaluation mode, of the same weights and draws."""
+        device = self.case.device
+        clip = self.waveforms(1, WARM)
         theirs, ours = (
-            TorchPeer(name, name).build(network).to(case.device).eval() for name in ("transformers", "ours")
+            TorchPeer(name, name).build(self.network).to(device).eval() for name in ("transformers", "ours")
         )
-        inputs, _ = objective(ours.config, "ours").inputs(*clip.shape)
-        inputs = {name: tensor.to(case.device) for name, tensor in inputs.items()}
+        inputs, _ = self.objective(ours.config, "ours").inputs(*clip.shape)
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         losses = [float(model(clip, **inputs).loss) for model in (theirs, ours)]
-        found = {"relative_difference_of_the_loss": abs(losses[1] / losses[0] - 1)}
-        parameters = {"parameters": sum(parameter.numel() for parameter in ours.parameters())}
-    except Exception as error:
-        return {"losses_not_compared": reason(error)}
-    finally:
-        network.forget()  # so that each side has all of the memory
-        gc.collect()
-    return found | parameters
+        return {
+            "relative_difference_of_the_loss": abs(losses[1] / losses[0] - 1),
+            "parameters": sum(parameter.numel() for parameter in ours.parameters()),
+        }
