@@ -346,6 +346,7 @@ def processor() -> Any:
 
 
 class Oracle(nn.Module):
+    dtype = torch.float32
     FRAME = 320
 
     def __init__(self, seed: int = 0) -> None:

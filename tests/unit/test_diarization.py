@@ -128,6 +128,8 @@ VOICES = list(speech.TONES.values())
 class Oracle(nn.Module):
     FRAME = 320
 
+    dtype = torch.float32
+
     def __init__(self, speakers: int = 2, labels: dict[int, str] | None = None, **fields: Any) -> None:
         super().__init__()
         one_layer = {"conv_dim": [8], "conv_kernel": [self.FRAME], "conv_stride": [self.FRAME]}
