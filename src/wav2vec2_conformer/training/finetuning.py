@@ -238,10 +238,13 @@ def fine_tune(task: Task[Any], *, resume: bool = False) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         write_report(output / "report.png", trainer.state.log_history, FINE_TUNING)
+    skipped = trainer.skipped_by_all()
+    if trainer.used_by_all() == 0 and skipped:
+        raise ValueError(f"none of {skipped} training utterances could be used, so nothing was learnt; see above why")
     result = {
         f"best_{task.metric}": trainer.state.best_metric,  # None where nothing was evaluated
         "steps": float(trainer.state.global_step),
-        "skipped_utterances": float(trainer.skipped_by_all()),
+        "skipped_utterances": float(skipped),
         "skipped_steps": float(trainer.skipped_steps),
     }
     if settings.overfit:

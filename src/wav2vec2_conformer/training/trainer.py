@@ -285,18 +285,15 @@ class SpeechTrainer(Trainer):
         super().log(logs, start_time)
 
     def skipped_by_all(self) -> int:
-        """Utterances that were skipped, over all processes, each of which must call this.
+        """Utterances that were skipped, over all processes, each of which must call this."""
+        return self._over_all(self.skipped_utterances)
 
-        Raises:
-            ValueError: all were.
-        """
-        counts = torch.tensor([self.skipped_utterances, self.used_utterances], device=self.args.device)
-        skipped, used = self.accelerator.reduce(counts, reduction="sum").tolist()
-        if skipped and not used:
-            raise ValueError(
-                f"none of {skipped} training utterances could be used, so nothing was learnt; see above why"
-            )
-        return int(skipped)
+    def used_by_all(self) -> int:
+        """Utterances that were learnt from, likewise."""
+        return self._over_all(self.used_utterances)
+
+    def _over_all(self, count: int) -> int:
+        return int(self.accelerator.reduce(torch.tensor(count, device=self.args.device), reduction="sum"))
 
     def _seed_micro_step(self) -> None:
         seed, step = self.args.seed, self.state.global_step
