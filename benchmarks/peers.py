@@ -100,8 +100,8 @@ class TorchPeer:
             model.to(getattr(torch, kind))
         return self.maybe_compiled(model, dynamic=dynamic)
 
-    def maybe_compiled(self, model: nn.Module, *, dynamic: bool = False) -> nn.Module:
-        """The module, its forward pass compiled if that is what this peer is about."""
+    def maybe_compiled(self, model: nn.Module, *, dynamic: bool | None) -> nn.Module:
+        """The module, its forward pass compiled if that is what this peer is about; None: torch finds out."""
         if self.compiled:
             model.compile(dynamic=dynamic)
         return model
@@ -128,7 +128,8 @@ class TorchPeer:
         model = self.new(network)
         if self.attention:
             model.set_attn_implementation(self.attention)
-        return self.maybe_compiled(model.to(case.device).train())
+        # The number of masked frames is another one in each step.
+        return self.maybe_compiled(model.to(case.device).train(), dynamic=None)
 
 
 class Logits(nn.Module):

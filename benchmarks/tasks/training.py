@@ -18,6 +18,7 @@ from torch import Tensor
 from .common import Run, Work
 
 WARM = 2.0  # seconds of the clip that the optimizer gets its state from
+COMPILING = 3  # steps until torch has compiled for sizes that vary
 
 
 class Objective(ABC):
@@ -95,14 +96,15 @@ class TrainingStep:
         return torch.randn(clips, round(seconds * 16_000), device=self.case.device)
 
     def warm(self, peer: Peer, clips: Tensor) -> Side:
-        """A side whose optimizer has its state; on GPUs and of compiled networks, after a step of full size."""
+        """A side whose optimizer has its state; on GPUs after a step of full size, and compiled after several."""
         if not isinstance(peer, TorchPeer):
             raise Absent("it does not train")
         torch._dynamo.reset()  # lets go of the modules of earlier turns
         side = Side(peer, self.objective, self.network, self.case)
         if not peer.compiled:
             side.step(self.waveforms(1, min(WARM, self.case.seconds or WARM)))
-        if peer.compiled or self.case.device != "cpu":
+        full_size = COMPILING if peer.compiled else int(self.case.device != "cpu")
+        for _ in range(full_size):
             side.step(clips)
         return side
 
