@@ -101,10 +101,11 @@ class TrainingStep:
             raise Absent("it does not train")
         torch._dynamo.reset()  # lets go of the modules of earlier turns
         side = Side(peer, self.objective, self.network, self.case)
+        steps = COMPILING
         if not peer.compiled:
             side.step(self.waveforms(1, min(WARM, self.case.seconds or WARM)))
-        full_size = COMPILING if peer.compiled else int(self.case.device != "cpu")
-        for _ in range(full_size):
+            steps = 0 if self.case.device == "cpu" else 1
+        for _ in range(steps):
             side.step(clips)
         return side
 
