@@ -195,6 +195,18 @@ def test_hostile_recordings_are_named_and_the_rest_is_measured(
         ["nothing.wav", "is empty (0 bytes)"],
         ["promise.wav", "is truncated"],
     ]
+    unread = [*lines[:2], '{"audio": "nothing.wav"}', '{"audio": "good.wav", "label": "yes "}']  # durations of headers
+    manifest.write_text("\n".join(unread))
+    code, out, err = run(capsys, "data", "stats", manifest)
+    assert code == 1
+    assert "4, 2 of them cannot be read" in out
+    assert [line.split(": ")[2:4] for line in err.splitlines()] == [
+        ["line 3", "nothing.wav"],
+        ["line 4", '"label" must be a name without blanks at its ends, got "yes "; correct it'],
+    ]
+    code, out, _ = run(capsys, "data", "doctor", manifest)
+    assert code == 1
+    assert 'line 4: "label" must be a name without blanks' in out
     manifest.write_bytes("\r\n".join([*lines, '{"audio": "gone.wav"}', "{", "\xe9"]).encode("latin-1"))
     code, out, err = run(capsys, "data", "doctor", "--json", manifest)
     assert (code, err) == (1, "")

@@ -89,8 +89,13 @@ def test_empty_text_is_a_transcript(folder: Path) -> None:
         ('{"audio": "a.wav", "text": "A", "duration": NaN}', '"duration" must be above 0 seconds'),
         ('{"audio": "a.wav", "text": "A", "duration": 1' + "0" * 400 + "}", '"duration" must be above 0 seconds'),
         ({"audio": "a.wav", "text": "A", "duration": 1, "speaker": 1.5}, '"speaker" must be a string'),
+        *(
+            ({"audio": "a.wav", "text": "A", "duration": 1, key: name}, f'"{key}" must be a name without blanks at')
+            for key in ("label", "speaker")
+            for name in ("", " ", " yes", "yes\n")
+        ),
         ({"audio": "missing.wav", "text": "A", "duration": 1}, "missing.wav does not exist in"),
-        ({"audio": ".", "text": "A", "duration": 1}, "does not exist in"),
+        ({"audio": ".", "text": "A", "duration": 1}, ". is a folder; write the path of a recording in it"),
     ],
 )
 def test_names_file_line_and_problem(folder: Path, line: str | bytes | dict[str, object], what: str) -> None:
@@ -154,8 +159,18 @@ def test_segments_of_a_line_and_of_an_rttm_file(folder: Path) -> None:
     [
         ({"segments": [{"start": 1, "end": 1, "speaker": "A"}]}, "end after its start, got 1.0 to 1.0"),
         ({"segments": [{"start": True, "end": 2, "speaker": "A"}]}, '"start" of a segment must be a number'),
-        ({"segments": [{"start": 0, "end": 2}]}, 'must be {"start", "end", "speaker"}'),
+        ({"segments": [{"start": 0, "end": 2}]}, '{"start", "end", "speaker"}, got one without "speaker"'),
+        (
+            {"segments": [{"end": 2, "speaker": None}]},
+            '{"start", "end", "speaker"}, got one without "start", "speaker"',
+        ),
+        ({"segments": [[0, 2, "A"]]}, 'must be {"start", "end", "speaker"}, got an array'),
         ({"segments": "A"}, '"segments" must be a list'),
+        ({"segments": [{"start": 0, "end": 2, "speaker": "A "}]}, "blanks at its ends, got"),
+        (
+            {"segments": [{"start": 5, "end": 6, "speaker": "A"}]},
+            "a.wav ends at 4 s, before a segment starts (5 to 6 s)",
+        ),
         ({"rttm": "none.rttm"}, "cannot be read"),
         ({"rttm": "bad.rttm"}, "line 1: expected `SPEAKER"),
         ({"rttm": "others.rttm"}, "has no recording 'a', but 2 others"),
@@ -170,3 +185,17 @@ def test_unusable_segments(folder: Path, fields: dict[str, object], problem: str
     )
     with pytest.raises(ManifestError, match=re.escape(problem)):
         read_manifest(write(folder, {"audio": "a.wav", "duration": 4, **fields}), require="segments")
+
+
+def test_segments_that_end_long_after_their_recordings_are_counted_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = [4.0, 4.4, 4.6, 9.0]  # of recordings of 4 s
+    lines = [{"audio": "a.wav", "duration": 4, "segments": [{"start": 1, "end": end, "speaker": "A"}]} for end in ends]
+    path = write(folder, *lines)
+    assert len(read_manifest(path)) == 4
+    assert not caplog.records  # they are not used
+    read_manifest(path, require="segments")
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith(f"{path}: 2 of 4 recordings end more than 0.5 s before their segments do")
+    assert "the first is a.wav (4.00 s, segments to 4.60 s)" in message

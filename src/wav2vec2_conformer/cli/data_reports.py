@@ -8,6 +8,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +27,24 @@ SEVERITIES = ("error", "warning", "note")
 
 
 def run_stats(options: argparse.Namespace) -> int:
-    """Measure, count, print and draw; 1 where a recording cannot be read."""
-    from ..data import read_manifest
+    """Measure, count, print and draw; 1 where a line cannot be used or a recording cannot be read."""
+    from ..data.manifest import read_manifest, scan_manifest
     from ..data.statistics import summarize
 
     if options.picture is not None:
         picture = Path(options.picture)
         if picture.suffix.lower() != ".png" or not picture.parent.is_dir():
             raise ValueError(f"{picture}: expected the name of a PNG file in a folder that is there")
-    manifests = [(name, read_manifest(name)) for name in options.manifests]
-    measured = measure(manifests)
+    manifests, unusable = [], []
+    for name in options.manifests:
+        utterances, problems = scan_manifest(name)
+        if not utterances:
+            read_manifest(name)  # says what is wrong
+        for problem in problems:
+            complain(f"{name}: {problem}")
+        manifests.append((name, utterances))
+        unusable.append(len(problems))
+    measured = [replace(m, unusable=count) for m, count in zip(measure(manifests), unusable, strict=True)]
     for number, manifest in enumerate(measured):
         for utterance, fact in zip(manifest.utterances, manifest.facts, strict=True):
             if isinstance(fact, ValueError):
@@ -52,7 +61,7 @@ def run_stats(options: argparse.Namespace) -> int:
         from ..data.statistics_picture import draw_statistics
 
         draw_statistics(picture, measured)
-    return 1 if any(len(manifest.readable) < len(manifest.facts) for manifest in measured) else 0
+    return 1 if any(m.unusable or len(m.readable) < len(m.facts) for m in measured) else 0
 
 
 def measure(manifests: Sequence[tuple[str, Sequence[Any]]]) -> list[MeasuredManifest]:

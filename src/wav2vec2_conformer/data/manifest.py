@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Enough to see a pattern in what is wrong; a thousand more lines of the same would hide it.
 _PROBLEMS_SHOWN = 5
+_SEGMENT_SLACK = 0.5  # seconds beyond a recording's end; durations and RTTM files round, and annotators overshoot
 
 
 class ManifestError(ValueError):
@@ -68,7 +70,8 @@ def read_manifest(path: str | Path, *, require: str | None = None) -> list[Utter
     Fields: `audio` (a path, relative to the manifest's folder or absolute), `duration` in seconds (read from the
     recording's header where missing), `text`, `speaker`, `label`, `segments` (a list of `{"start", "end", "speaker"}`
     in seconds) or in its place `rttm` (the path of an RTTM file, whose recording is the one that is called as the
-    audio file, without its suffix, or the only one). Other fields are ignored, and so are blank lines.
+    audio file, without its suffix, or the only one). Other fields are ignored, and so are blank lines. Where segments
+    are required, they must begin within their recordings; those that end long after them are counted in a warning.
     An empty `text` is a transcript too (a recording without speech); a missing or null one is not.
 
     Args:
@@ -88,7 +91,23 @@ def read_manifest(path: str | Path, *, require: str | None = None) -> list[Utter
         raise ManifestError(f"{path}: {len(problems)} of {total} lines cannot be used:\n{shown}{rest}")
     if not utterances:
         raise ManifestError(f'{path}: the manifest is empty; write one JSON object a line, e.g. {{"audio": "a.wav"}}')
+    if require == "segments":
+        _warn_of_ends(path, utterances)
     return utterances
+
+
+def _warn_of_ends(path: str | Path, utterances: Sequence[Utterance]) -> None:
+    beyond = [
+        u for u in utterances if max((s.end for s in u.segments or ()), default=0.0) > u.duration + _SEGMENT_SLACK
+    ]
+    if beyond:
+        first = beyond[0]
+        logger.warning(
+            "%s: %d of %d recordings end more than %g s before their segments do, the first is %s (%.2f s, segments to "
+            "%.2f s); check that the segments belong to it and that their times are seconds",
+            *(path, len(beyond), len(utterances), _SEGMENT_SLACK, first.name, first.duration),
+            max(segment.end for segment in first.segments or ()),
+        )
 
 
 def scan_manifest(path: str | Path, *, require: str | None = None) -> tuple[list[Utterance], list[str]]:
@@ -174,6 +193,8 @@ def _parse_line(line: bytes, folder: Path, require: str | None) -> Utterance:
         raise _LineError(f'"audio" must be a non-empty string, got {_kind(name)}; write the path of the recording')
     text = _text(fields)
     audio = folder / name
+    if audio.is_dir():
+        raise _LineError(f"{name} is a folder; write the path of a recording in it, a line for each")
     if not audio.is_file():
         raise _LineError(f"{name} does not exist in {folder}; paths are relative to the manifest's folder")
     utterance = Utterance(
@@ -187,6 +208,12 @@ def _parse_line(line: bytes, folder: Path, require: str | None) -> Utterance:
     )
     if require is not None and getattr(utterance, require) is None:
         raise _LineError(f'no "{require}" field; {REMEDIES[require]}')
+    for segment in (utterance.segments or ()) if require == "segments" else ():
+        if segment.start >= utterance.duration and segment.end > utterance.duration + _SEGMENT_SLACK:
+            raise _LineError(
+                f"{name} ends at {utterance.duration:g} s, before a segment starts ({segment.start:g} to "
+                f"{segment.end:g} s); check that the segments belong to it and that their times are seconds"
+            )
     return utterance
 
 
@@ -209,16 +236,16 @@ def _segments(fields: dict[str, Any], folder: Path, audio: Path) -> tuple[Segmen
 
 
 def _segment(fields: object) -> Segment:
-    if not isinstance(fields, dict) or not {"start", "end", "speaker"} <= fields.keys():
+    if not isinstance(fields, dict):
         raise SegmentError(f'a segment must be {{"start", "end", "speaker"}}, got {_kind(fields)}')
+    lacking = [f'"{name}"' for name in ("start", "end", "speaker") if fields.get(name) is None]
+    if lacking:
+        raise SegmentError(f'a segment must be {{"start", "end", "speaker"}}, got one without {", ".join(lacking)}')
     for name in ("start", "end"):
         if isinstance(fields[name], bool) or not isinstance(fields[name], int | float):
             raise SegmentError(f'"{name}" of a segment must be a number of seconds, got {_kind(fields[name])}')
-    speaker = _identifier(fields, "speaker")
-    if speaker is None:
-        raise SegmentError('"speaker" of a segment must be a string, got null')
     try:
-        return Segment(float(fields["start"]), float(fields["end"]), speaker)
+        return Segment(float(fields["start"]), float(fields["end"]), str(_identifier(fields, "speaker")))
     except OverflowError:
         raise SegmentError("a segment's times must be below 1e308 seconds") from None
 
@@ -279,7 +306,10 @@ def _identifier(fields: dict[str, Any], key: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _LineError(f'"{key}" must be a string, got {_kind(value)}; put it in quotes')
-    return str(value)
+    name = str(value)
+    if not name or name != name.strip():  # two names that look the same would be two classes
+        raise _LineError(f'"{key}" must be a name without blanks at its ends, got {_kind(name)}; correct it')
+    return name
 
 
 def _kind(value: object) -> str:

@@ -114,6 +114,10 @@ def prepare_folder(
         if len(inside) == 1:
             prepared.problems.append(f"{shown(audio, folder)}: lies in no folder of a {kind_name(kind)}")
             continue
+        if inside[0] != inside[0].strip():
+            problem = f"the folder {inside[0]!r} has a blank at its end, which no name of a {kind_name(kind)} may have"
+            prepared.problems.append(f"{shown(audio, folder)}: {problem}; rename it")
+            continue
         known: dict[str, Any] = {kind: inside[0]}
         if kind == "label" and speaker_pattern is not None:
             known["speaker"] = speaker_of(audio.stem)
@@ -244,7 +248,7 @@ def speaker_finder(pattern: str | None) -> Callable[[str], str | None]:
 
     def find(name: str) -> str | None:
         match = compiled.search(name)
-        return (match.group(1) or None) if match else None
+        return ((match.group(1) or "").strip() or None) if match else None
 
     return find
 

@@ -30,11 +30,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MeasuredManifest:
-    """A manifest's utterances, and for each what its recording holds or why it cannot be read."""
+    """A manifest's utterances, for each what its recording holds or why it cannot be read, and how many other lines."""
 
     name: str
     utterances: Sequence[Utterance]
     facts: Sequence[AudioFacts | AudioError]
+    unusable: int = 0
 
     @property
     def readable(self) -> list[tuple[Utterance, AudioFacts]]:
@@ -66,6 +67,7 @@ class Quartiles:
 class Statistics:
     """A manifest in numbers; `None` where nothing is known, dictionaries by falling count.
 
+    `recordings` are all lines, `unreadable` those that cannot be used or whose audio cannot be read.
     `hours` and `durations` (seconds) are of the audio as decoded. `speaking_rate` is in characters a second, spaces
     included. `clipped` counts recordings with any clipped samples, `clipped_share` is the share of all samples.
     `speech_share` and `overlap_share` are of the time, by the segments. `duplicate_audio` groups entries of different
@@ -112,8 +114,8 @@ def summarize(measured: MeasuredManifest) -> Statistics:
     segmented_seconds = sum(duration for _, duration in segmented)
     return Statistics(
         name=measured.name,
-        recordings=len(measured.utterances),
-        unreadable=len(measured.utterances) - len(facts),
+        recordings=len(measured.utterances) + measured.unusable,
+        unreadable=len(measured.utterances) + measured.unusable - len(facts),
         hours=round(seconds / 3600, 4),
         durations=Quartiles.of(fact.duration for fact in facts),
         speakers=counted(name for u in measured.utterances for name in speakers_of_utterance(u)),
