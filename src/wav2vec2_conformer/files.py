@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["check_vacant", "current_umask", "new_folder", "replacing", "unwritable_as_one_line"]
+__all__ = ["check_vacant", "current_umask", "new_folder", "replacing", "unwritable_as_one_line", "writable_folder"]
 
 
 @contextmanager
@@ -41,6 +41,25 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make a folder where there is none, before anything is computed for it.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"{folder}: expected a folder to write to, but {place} is a file; name another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(folder, os.W_OK) else "no permission to write"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise OSError(f"{folder}: no files can be written there ({problem}); name another folder")
+    return folder
 
 
 def check_vacant(folder: Path) -> None:

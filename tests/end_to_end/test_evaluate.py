@@ -295,6 +295,16 @@ def test_diarization_its_rttm_and_report(tmp_path: Path, evaluate: Callable[...,
     assert result["recordings"][0]["file"] == "0.wav"
     check_report(tmp_path / "report", {"der_parts.png"})
 
+    # The highest share comes first, though another recording has more seconds of errors.
+    rows[0]["segments"] = [{"start": 0, "end": 0.01, "speaker": "A"}]
+    rows[1]["segments"] += [{"start": 0, "end": 1.0, "speaker": f"missed {n}"} for n in range(9)]
+    write(data, rows)
+    worst = evaluate("frame", "--model", model, "--data", data)["recordings"]
+    assert worst[0]["file"] == "0.wav"
+    assert [row["der"] for row in worst] == sorted((row["der"] for row in worst), reverse=True)
+    seconds = {row["file"]: row["missed"] + row["false_alarm"] + row["confusion"] for row in worst}
+    assert max(seconds, key=seconds.__getitem__) == "1.wav"
+
 
 def test_a_collar_and_names_are_checked_before_anything_runs(
     tmp_path: Path, evaluate: Callable[..., dict[str, Any]]
@@ -412,9 +422,9 @@ def test_trials_that_cannot_be_used_are_named(
         (["frame", "--model", "m", "--data", "set.jsonl"], 'no "segments" field; add'),
         (["xvector", "--model", "m", "--data", "set.jsonl"], 'no "speaker" field; add who speaks'),
         (["ctc", "--data", "a.jsonl", "a.jsonl"], "a.jsonl: given twice"),
-        (["ctc", "--data", "a.jsonl", "--report", "a.jsonl"], "a.jsonl: no files can be written there (File exists)"),
+        (["ctc", "--data", "a.jsonl", "--report", "a.jsonl"], "expected a folder to write to, but a.jsonl is a file"),
         (["ctc", "--data", "a.jsonl", "--device", "abacus"], "cannot compute on device 'abacus'"),
-        (["ctc", "--data", "a.jsonl", "--batch-seconds", "0"], "`batch_seconds` must be above 0"),
+        (["ctc", "--data", "a.jsonl", "--batch-seconds", "0"], "`--batch-seconds` must be above 0"),
     ],
 )
 def test_bad_commands_get_one_line(

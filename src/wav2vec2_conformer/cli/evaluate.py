@@ -78,8 +78,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print, write, and say in the exit code whether every recording could be read."""
     from ..evaluation.report import write_report  # imported late: `--help` need not wait for torch
-    from ..evaluation.run import writable_folder
     from ..evaluation.xvector import calibrate, calibration_file
+    from ..files import writable_folder
 
     report = Path(options.report) if options.report else None
     if report is not None:  # what cannot be written is said before anything is computed

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ..data import ManifestError, rttm_lines
 from ..diarization import Diarizer
-from ..files import replacing
+from ..files import replacing, writable_folder
 from ..recordings import BATCH_SECONDS
 from .bootstrap import ratio_of_sums
 from .diarization import DiarizationErrors
-from .run import Evaluation, EvaluationSet, Progress, figures_of, writable_folder
+from .run import Evaluation, EvaluationSet, Progress, figures_of
 
 __all__ = ["FrameDetails", "RecordingErrors", "evaluate_frame"]
 
@@ -35,13 +35,14 @@ class RecordingErrors:
 
 @dataclass(frozen=True)
 class FrameDetails:
-    """What is only said of diarization: the collar in seconds, and each recording, the worst first."""
+    """What is only said of diarization: the collar in seconds, and each recording, the highest DER first."""
 
     collar: float
     recordings: list[RecordingErrors]
 
     def lines(self, count: int) -> Iterator[str]:
-        """What people should see first: so many of the recordings with most errors."""
+        """What people should see first: so many of the recordings with the highest DER."""
+        yield "recordings with the highest DER:"
         for one in self.recordings[:count]:
             yield f"DER {100 * one.errors.der:.2f} %, {one.file}: speakers {one.speakers}, found {one.found}"
 
@@ -108,7 +109,8 @@ def evaluate_frame(
     rows = np.flatnonzero(found.judged)
     wrong = np.concatenate([times[:, 1:].sum(1, keepdims=True), times[:, 1:]], axis=1)  # (U, 4)
     names = ("der", *PARTS)
-    recordings.sort(key=lambda one: -sum(getattr(one.errors, part) for part in PARTS))
+    # of equal ones, such as those in which nobody speaks, the one with more wrong seconds first
+    recordings.sort(key=lambda one: (-one.errors.der, -sum(getattr(one.errors, part) for part in PARTS)))
 
     def figures(own: NDArray[np.int64]) -> dict[str, float]:
         return dict(zip(names, (wrong[own].sum(0) / max(times[own, 0].sum(), 1e-9)).tolist(), strict=True))

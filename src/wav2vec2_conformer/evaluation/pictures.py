@@ -88,7 +88,7 @@ def draw_sequence(details: SequenceDetails) -> list[Picture]:
 
 
 def draw_frame(details: FrameDetails) -> list[Picture]:
-    """The parts of the DER of the recordings with most errors."""
+    """The parts of the DER of the recordings where it is highest."""
     shown = [one for one in details.recordings if one.errors.speech > 0][:BARS]
     figure, axis = canvas(8, 1.4 + 0.26 * len(shown))
     begin = np.zeros(len(shown))
@@ -102,7 +102,9 @@ def draw_frame(details: FrameDetails) -> list[Picture]:
     axis.invert_yaxis()
     axis.set_xlabel("% of the speakers' time")
     axis.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    return [Picture("der_parts", "Missed, false and confused time of the recordings with most errors.", png(figure))]
+    return [
+        Picture("der_parts", "Missed, false and confused time of the recordings with the highest DER.", png(figure))
+    ]
 
 
 def draw_xvector(details: XVectorDetails) -> list[Picture]:

@@ -139,10 +139,10 @@ def sequence_tables(details: SequenceDetails) -> Iterator[Table]:
 
 
 def frame_tables(details: FrameDetails) -> Iterator[Table]:
-    """Each recording, the worst first."""
+    """Each recording, the highest DER first."""
     yield Table(
         f"Recordings, collar {details.collar:g} s"
-        + (f" (the {RECORDINGS} worst)" * (len(details.recordings) > RECORDINGS)),
+        + (f" (the {RECORDINGS} with the highest DER)" * (len(details.recordings) > RECORDINGS)),
         ("recording", "DER", "speech", "missed", "false alarm", "confusion", "speakers", "found"),
         [
             (

@@ -31,7 +31,6 @@ __all__ = [
     "Skipped",
     "environment",
     "figures_of",
-    "writable_folder",
 ]
 
 # U utterances, F figures
@@ -261,22 +260,6 @@ def figures_of(names: Sequence[str], values: Sequence[float], statistic: Statist
         name: Figure(float(value), None if np.isnan(bounds).any() else (float(bounds[0]), float(bounds[1])))
         for name, value, bounds in zip(names, values, intervals, strict=True)
     }
-
-
-def writable_folder(folder: Path) -> Path:
-    """Make a folder where there is none, before anything is computed for it.
-
-    Raises:
-        OSError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        problem = "" if os.access(folder, os.W_OK) else "no permission to write"
-    except OSError as error:
-        problem = error.strerror or str(error)
-    if problem:
-        raise OSError(f"{folder}: no files can be written there ({problem}); name another folder")
-    return folder
 
 
 def environment() -> dict[str, str]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from ..calibration import CALIBRATION, write_threshold
 from ..data import ManifestError
+from ..files import writable_folder
 from ..processing import model_name
 from ..recordings import BATCH_SECONDS
 from ..verification import SpeakerEncoder
-from .run import Evaluation, EvaluationSet, Figure, Progress, figures_of, writable_folder
+from .run import Evaluation, EvaluationSet, Figure, Progress, figures_of
 from .trials import ScoredTrials, Trial, Trials, all_pairs, listed_trials, read_trials, score_trials
 
 __all__ = ["XVectorDetails", "calibrate", "calibration_file", "evaluate_xvector"]
