@@ -89,6 +89,8 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         ValueError: a setting outside its range, or `id2label` of the model's configuration does not name its outputs.
     """
 
+    nothing_heard = "no segments"
+
     def __init__(
         self,
         model: Wav2Vec2ConformerForAudioFrameClassification,

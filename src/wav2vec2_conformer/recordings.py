@@ -7,13 +7,15 @@ recording's windows is put together by the task: transcription, classification, 
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +45,8 @@ __all__ = [
     "only_result",
 ]
 
+logger = logging.getLogger(__name__)
+
 # Two windows of 30 s: a CPU is no faster with more of them at once, and memory stays what a minute of audio needs.
 BATCH_SECONDS = 60.0
 AHEAD = 8  # batches of short windows that are collected, so that those of similar length meet
@@ -56,10 +60,16 @@ Result = TypeVar("Result")
 
 @dataclass(slots=True)
 class Recording:
-    """A recording on its way through; a task adds what it keeps of it."""
+    """A recording on its way through; a task adds what it keeps of it.
+
+    `frames` are those of its windows, so that shared ones count twice; `lowest` and `highest` are of its samples.
+    """
 
     name: str
     samples: int = 0
+    frames: int = 0
+    lowest: float = math.inf
+    highest: float = -math.inf
     error: AudioError | None = None
     complete: bool = False
 
@@ -82,20 +92,11 @@ class Times:
 class AveragedRecording(Recording):
     """With the sum of the rows (C,) of its windows, each times its window's frames."""
 
-    total: Tensor | None = None
-    frames: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, row: Tensor, frames: int) -> None:
         """Take the row of a window of so many frames."""
-        share = row.double() * frames  # a window without a frame says nothing
-        self.total = share if self.total is None else self.total + share
-        self.frames += frames
-
-    def mean(self) -> Tensor | AudioError:
-        """(C,) float64 mean over the recording's frames; an error where there is none."""
-        if self.total is None or self.frames == 0:
-            return AudioError(self.name, f"is too short ({self.duration:.3f} s): it holds no frame of the network")
-        return self.total / self.frames
+        self.total = self.total + row.double() * frames  # a window without a frame says nothing
 
 
 R = TypeVar("R", bound=Recording)
@@ -114,6 +115,9 @@ class Window(Generic[R]):
 
 class WindowedModel(ABC, Generic[R, Result]):
     """A network and how it is run on recordings.
+
+    A recording that is shorter than a frame is answered with `nothing_heard` and a warning where a task has such an
+    answer (an empty text, no segments), and is an error where it has none (there is no empty class).
 
     Args:
         model: with or without a head.
@@ -147,6 +151,8 @@ class WindowedModel(ABC, Generic[R, Result]):
         self.stride = samples_a_frame(model.config)
         self.times = Times()  # of the last run
 
+    nothing_heard: ClassVar[str | None] = None  # what a recording without a frame gives, in words; None: an error
+
     @abstractmethod
     def _begin(self, name: str) -> R:
         """A recording of which nothing has been read."""
@@ -160,8 +166,21 @@ class WindowedModel(ABC, Generic[R, Result]):
         """Take the network's row on a window, of a recording's windows in their order."""
 
     @abstractmethod
-    def _result(self, recording: R) -> Result | AudioError:
+    def _result(self, recording: R) -> Result:
         """What came out of a recording whose windows have all been added."""
+
+    def _checked_result(self, recording: R) -> Result | AudioError:
+        """The result, or the error in its place; what makes a result worth little is named in a warning."""
+        if recording.error is not None:
+            return recording.error
+        if recording.frames == 0:
+            problem = f"is too short ({recording.duration:.3f} s): it holds no frame of the network"
+            if self.nothing_heard is None:
+                return AudioError(recording.name, problem)
+            logger.warning("%s: %s, which gives %s", recording.name, problem, self.nothing_heard)
+        elif self.nothing_heard is None and recording.lowest == recording.highest:
+            logger.warning("%s: is digital silence (all samples are equal): its result says nothing", recording.name)
+        return self._result(recording)
 
     def _results(
         self, sources: Iterable[Source], progress: Progress | None, *, window: float, overlap: float
@@ -192,8 +211,7 @@ class WindowedModel(ABC, Generic[R, Result]):
 
         def finished() -> Iterator[Result | AudioError]:
             while waiting and (waiting[0].complete or waiting[0].error is not None):
-                recording = waiting.popleft()
-                yield self._result(recording) if recording.error is None else recording.error
+                yield self._checked_result(waiting.popleft())
 
         with ReadAhead(self._pieces(sources, window, overlap), PIECES) as pieces:
             for piece in pieces:
@@ -237,6 +255,8 @@ class WindowedModel(ABC, Generic[R, Result]):
             for block in blocks_of(source, window):
                 kept = np.concatenate([kept, block])
                 recording.samples += len(block)
+                recording.lowest = min(recording.lowest, float(block.min(initial=math.inf)))
+                recording.highest = max(recording.highest, float(block.max(initial=-math.inf)))
                 while len(kept) > size:  # only more samples than a window prove that it is not the last
                     yield cut(kept[:size], last=False)
                     kept, start = kept[hop:], start + hop
@@ -263,6 +283,7 @@ class WindowedModel(ABC, Generic[R, Result]):
         self.times.network += time.monotonic() - begun
         for window, output in zip(windows, outputs, strict=True):
             self._add(window, output)
+            window.recording.frames += window.frames
             window.recording.complete = window.last
             if progress is not None:
                 progress(len(window.samples) / SAMPLE_RATE if window.last else hop)
@@ -281,9 +302,8 @@ class AveragedModel(WindowedModel[AveragedRecording, Result]):
     def _add(self, window: Window[AveragedRecording], output: Tensor) -> None:
         window.recording.add(output, window.frames)
 
-    def _result(self, recording: AveragedRecording) -> Result | AudioError:
-        mean = recording.mean()
-        return mean if isinstance(mean, AudioError) else self._answer(mean, recording.duration)
+    def _result(self, recording: AveragedRecording) -> Result:
+        return self._answer(recording.total / recording.frames, recording.duration)
 
 
 def samples_of(windows: Sequence[Window[R]]) -> int:

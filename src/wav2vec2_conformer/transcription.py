@@ -61,6 +61,8 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
         compute_type: "float32", "bfloat16", "float16" or "int8", to which the model is converted in place.
     """
 
+    nothing_heard = "an empty text"
+
     def __init__(
         self,
         model: Wav2Vec2ConformerForCTC,
@@ -203,7 +205,7 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
         delimited = bool(((old[begin:end] == self.delimiter) | (new[begin:end] == self.delimiter)).any())
         return cut, [self.delimiter] if delimited else []
 
-    def _result(self, recording: _Recording) -> Transcript | AudioError:
+    def _result(self, recording: _Recording) -> Transcript:
         path = best_path(torch.cat(recording.tokens), self.blank)
         text = str(self.tokenizer.decode(path, group_tokens=False, skip_special_tokens=True))
         return Transcript(text=" ".join(text.split()), duration=recording.duration)

@@ -266,7 +266,7 @@ def test_diarize_names_files_of_one_name_by_their_paths(command: Command, tmp_pa
 def test_diarize_refuses_settings(command: Command) -> None:
     code, out, err = command("diarize", "--median", "4", "talk.wav")
     assert (code, out) == (2, "")
-    assert "`median` must be an odd number of frames, got 4" in err
+    assert "`--median` must be an odd number of frames, got 4" in err
 
 
 # --- all of them ---------------------------------------------------------------------------------------------------
@@ -313,6 +313,50 @@ def test_a_wrong_model_is_one_line(command: Command, task: str, tmp_path: Path) 
         assert (code, out) == (2, "")
         assert message in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("task", "nothing"), [("transcribe", '"text": ""'), ("diarize", '"segments": []')])
+def test_a_recording_without_a_frame_gives_nothing_and_a_warning(
+    command: Command, task: str, nothing: str, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(100), speech.RATE)
+    arguments = ["--model", "default"] if task == "transcribe" else []
+    code, out, err = command(task, "--json", *arguments, short, "clip.wav")
+    assert code == 0
+    assert nothing in out.splitlines()[0]
+    assert len(out.splitlines()) == 2
+    assert err.startswith(f"WARNING: {short}: is too short (0.006 s): it holds no frame of the network, which gives ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("task", ["classify", "verify", "embed"])
+def test_a_recording_without_a_frame_is_an_error_where_nothing_is_no_answer(
+    command: Command, task: str, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(100), speech.RATE)
+    code, out, err = command(task, "--json", short, "clip.wav")
+    assert code == 1
+    assert ["error" in json.loads(line) for line in out.splitlines()] == ([True] if task == "verify" else [True, False])
+    assert err == f"wav2vec2-conformer: {short}: is too short (0.006 s): it holds no frame of the network\n"
+
+
+@pytest.mark.parametrize("task", ["classify", "verify", "embed"])
+def test_digital_silence_is_named(command: Command, task: str, tmp_path: Path) -> None:
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(speech.RATE), speech.RATE)
+    code, out, err = command(task, "--json", silent, "clip.wav")
+    assert code == 0
+    assert "error" not in out
+    assert err == f"WARNING: {silent}: is digital silence (all samples are equal): its result says nothing\n"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_folder_without_recordings_says_so(command: Command, task: str, tmp_path: Path) -> None:
+    code, _, err = command(task, "--json", tmp_path)
+    assert code == 1
+    assert err.startswith(f"wav2vec2-conformer: {tmp_path}: no recording lies below this folder; expected files that")
 
 
 def documented() -> list[str]:

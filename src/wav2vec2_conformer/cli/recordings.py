@@ -17,6 +17,8 @@ INPUTS = """\
 Reads wav, flac, mp3, ogg, opus, m4a, webm and more, at any rate, mono or stereo, of any length; folders are searched
 for such files."""
 
+NO_AUDIO = "no recording lies below this folder; expected files that end in .wav, .flac, .mp3 or the like"
+
 Result = TypeVar("Result")
 
 
@@ -98,11 +100,14 @@ class Recordings:
         Args:
             run_many: a model's `transcribe_many`, `classify_many` and the like.
         """
+        from ..audio import audio_files
+
         sources = (sys.stdin.buffer if file == "-" else file for file in self.files)
         with Progress(self.files) as self.progress:
             for file, result in zip(self.files, run_many(sources, progress=self.progress.add), strict=True):
                 if isinstance(result, Exception):
-                    self.refuse(file, getattr(result, "problem", str(result)))
+                    nothing = file != "-" and Path(file).is_dir() and not any(audio_files(Path(file)))
+                    self.refuse(file, NO_AUDIO if nothing else getattr(result, "problem", str(result)))
                 else:
                     yield file, result
 
