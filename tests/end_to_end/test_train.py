@@ -56,6 +56,8 @@ def test_it_learns(trained: speech.Trained) -> None:
     assert trained.result["best_wer"] <= 0.1
     assert trained.result["steps"] > 0
     assert trained.result["skipped_utterances"] == trained.result["skipped_steps"] == 0
+    counts = ("steps", "skipped_utterances", "skipped_steps")
+    assert all(isinstance(trained.result[name], int) for name in counts)
 
 
 def test_stdout_is_one_json_object_and_stderr_the_progress(trained: speech.Trained) -> None:
@@ -154,16 +156,30 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     for changed, expected in (
         (["--train", str(tmp_path / "none.jsonl")], "no such manifest"),
         (["--dev", str(tmp_path / "bad.jsonl")], "nowhere.wav does not exist"),
-        (["--batch-seconds", "0.5"], "longer than `batch_seconds`"),
-        (["--config", str(tmp_path / "none.json")], "none.json"),
+        (["--batch-seconds", "0.5"], "longer than `--batch-seconds`"),
+        (["--config", str(tmp_path / "none.json")], "none.json: expected a file, the config.json of a model, got no"),
+        (["--config", str(tmp_path)], f"{tmp_path}: expected a file, the config.json of a model, got a folder"),
         (["--config", str(tmp_path / "empty.json")], "empty.json"),
+        (["--output", str(tmp_path / "empty.json")], "empty.json is a file; name another"),
+        (["--output", str(tmp_path / "empty.json" / "out")], "empty.json is a file; name another"),
     ):
         assert main([*data, *out, *changed]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert expected in captured.err
         assert "Traceback" not in captured.err
+        assert "Errno" not in captured.err
         assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("task", ["ctc", "pretraining"])
+def test_a_path_to_start_from_that_is_not_there_fails_before_the_hub_is_asked(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = str(speech.write_manifest(tmp_path / "train.jsonl", speech.sentences(4, 0)))
+    options = ["--train", manifest, "--dev", manifest, "--init", "model.pt", "--output", str(tmp_path / "out")]
+    assert main(["train", task, *options]) == 2
+    assert "'model.pt': no such folder, and no Hub id" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -215,6 +231,23 @@ def test_every_preset_makes_settings(preset: str) -> None:
     assert settings.schedule == "tri-stage"
     assert settings.learning_rate == 7.0  # what is given goes first
     assert Wav2Vec2ConformerConfig(**settings.model).mask_time_prob >= 0.5
+
+
+def test_messages_name_options_as_they_are_typed(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--output", str(tmp_path / "out")]
+    (tmp_path / "mine.toml").write_text("[training]\nwarmup = 2.0\n")
+    for arguments, said in (
+        (["--learning-rate", "-1"], "`--learning-rate` must be at least 0"),
+        (["--preset", str(tmp_path / "mine.toml")], "`warmup` is a share"),  # which stands in the file
+        (["--preset", str(tmp_path / "mine.toml"), "--warmup", "3"], "`--warmup` is a share"),
+    ):
+        assert main([*data, *out, *arguments]) == 2
+        assert said in capsys.readouterr().err
+    frame = ["train", "frame", "--train", "a", "--dev", "b", *out, "--crop-seconds", "90"]
+    assert main(frame) == 2
+    assert "`--batch-seconds` must be at least `--crop-seconds`, got 60 and 90" in capsys.readouterr().err
 
 
 def test_a_preset_that_is_none(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -451,9 +451,9 @@ def test_resuming_with_other_settings_is_refused_and_says_which(
 ) -> None:
     with pytest.raises(AssertionError, match="computed"):
         train_ctc(settings())
-    with pytest.raises(ValueError, match=r"seed: 0 before, 3 now.*resume with the same") as error:
+    with pytest.raises(ValueError, match=r"`seed`: 0 before, 3 now.*resume with the same") as error:
         train_ctc(settings(seed=3, clip=0.5, workers=2), resume=True)
-    assert "clip: 1.0 before, 0.5 now" in str(error.value)
+    assert "`clip`: 1.0 before, 0.5 now" in str(error.value)
     for name in ("epochs", "workers", "FREE"):
         assert name not in str(error.value)
     # The refusal changed nothing: with the first settings, and with what is free, it goes on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -433,11 +434,34 @@ def test_the_order_of_known_classes_is_kept_and_other_classes_start_anew(
     assert "tells other classes apart: its last layer starts anew" in caplog.text
 
 
-def test_the_kind_of_problem_is_the_tasks_own(tones: Callable[..., SequenceSettings], tmp_path: Path) -> None:
+def test_the_kind_of_problem_is_the_tasks_own_and_a_new_head_is_named_in_one_line(
+    tones: Callable[..., SequenceSettings],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(library, "handlers", [caplog.handler])
+    library_level = logging.getLogger("transformers").level
+    logging.getLogger("transformers").setLevel(logging.WARNING)
     config = Wav2Vec2ConformerConfig(**SMALL, num_labels=2, problem_type="multi_label_classification")
     Wav2Vec2ConformerForAudioFrameClassification(config).save_pretrained(tmp_path / "frames")
     train_sequence(tones(config=None, init=str(tmp_path / "frames")))
+    logging.getLogger("transformers").setLevel(library_level)
+    anew = [record.getMessage() for record in caplog.records if "start anew" in record.getMessage()]
+    assert anew == [f"{tmp_path / 'frames'}: 3 (classifier.weight, projector.bias, projector.weight) start anew"]
+    assert "LOAD REPORT" not in caplog.text
     assert Wav2Vec2ConformerConfig.from_pretrained(tmp_path / "out").problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize("kind", [CTCSettings, SequenceSettings, FrameSettings, XVectorSettings])
+def test_the_documented_preset_does_for_every_task(kind: Any, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"^ +\[model\].*?^ +augment = false$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.toml").write_text(block)
+    settings = kind.from_preset(str(tmp_path / "mine.toml"), train=["t"], dev="d", output="o")
+    assert (settings.learning_rate, settings.updates, settings.augment) == (3e-5, 2000, False)
+    assert settings.model == {"mask_time_prob": 0.065, "hidden_dropout": 0.1}
 
 
 def test_what_is_given_goes_before_the_preset(tmp_path: Path) -> None:

@@ -17,7 +17,17 @@ from ..modeling.unused import rename_old_weight_norm
 from .stored_weights import StoredWeights, is_fairseq, read_json
 from .torch_file import TorchFile
 
-__all__ = ["PREFIX", "Comparison", "find_config", "listed", "load_model", "read_config", "refusal", "without_memory"]
+__all__ = [
+    "PREFIX",
+    "Comparison",
+    "find_config",
+    "listed",
+    "load_model",
+    "read_config",
+    "refusal",
+    "without_memory",
+    "without_report",
+]
 
 logger = logging.getLogger(__name__)
 

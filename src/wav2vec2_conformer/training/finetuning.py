@@ -243,9 +243,9 @@ def fine_tune(task: Task[Any], *, resume: bool = False) -> dict[str, Any]:
         raise ValueError(f"none of {skipped} training utterances could be used, so nothing was learnt; see above why")
     result = {
         f"best_{task.metric}": trainer.state.best_metric,  # None where nothing was evaluated
-        "steps": float(trainer.state.global_step),
-        "skipped_utterances": float(skipped),
-        "skipped_steps": float(trainer.skipped_steps),
+        "steps": trainer.state.global_step,
+        "skipped_utterances": skipped,
+        "skipped_steps": trainer.skipped_steps,
     }
     if settings.overfit:
         result["learnt"] = learnt(task, trainer.state.best_metric)

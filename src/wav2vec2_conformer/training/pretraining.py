@@ -24,6 +24,7 @@ from ..modeling.batch_norm import FrameBatchNorm
 from ..modeling.masking import sample_spans, thin_to_equal_counts
 from ..modeling.negatives import sample_negatives
 from ..modeling.outputs import PretrainingStatistics
+from ..processing import model_name
 from .collapse import CollapseMonitor
 from .precision import computes_bfloat16
 from .presets import PRESETS, Preset, load_preset
@@ -331,6 +332,8 @@ def train_pretraining(
     if settings.bf16 is None:
         settings = replace(settings, bf16=computes_bfloat16())
     set_seed(settings.seed)
+    if settings.init:
+        model_name(settings.init)  # refuses what is none before anything is read
     output = Path(settings.output)
     checkpoint = None if dry_run else prepare_output(output, settings, resume)
     train = usable_recordings(settings.train, settings)

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import replacing
+from ..files import replacing, writable_folder
 from .checkpoints import last_checkpoint
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def prepare_output(output: Path, settings: DataclassInstance, resume: bool) -> P
         now = json.loads(json.dumps(asdict(settings)))  # a tuple becomes a list, as in the record
         changed = [name for name in now if name not in FREE and before.get(name, now[name]) != now[name]]
         if changed:
-            details = ", ".join(f"{name}: {before[name]!r} before, {now[name]!r} now" for name in changed)
+            details = ", ".join(f"`{name}`: {before[name]!r} before, {now[name]!r} now" for name in changed)
             raise ValueError(f"{output} was trained with other settings ({details}); resume with the same ones")
     if resume and checkpoint is None:
         logger.warning("%s holds no complete checkpoint: starting from the beginning", output)
@@ -83,6 +83,6 @@ def prepare_output(output: Path, settings: DataclassInstance, resume: bool) -> P
 def record_settings(output: Path, settings: DataclassInstance) -> None:
     """Create the output folder, and note what `resume` must find unchanged."""
     record = output / RECORD
-    output.mkdir(parents=True, exist_ok=True)
+    writable_folder(output)
     with replacing(record) as temporary:  # every process writes the same
         temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")

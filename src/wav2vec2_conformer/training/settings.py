@@ -105,9 +105,11 @@ class FineTuningSettings:
             raise ValueError(f"`head_learning_rate` must be at least 0, got {self.head_learning_rate}")
         check_schedule(self.schedule, self.warmup)
         if self.init and self.config:
-            raise ValueError("give a model to start from (init) or the configuration of a new one (config), not both")
+            raise ValueError(
+                "give a model to start from (`init`) or the configuration of a new one (`config`), not both"
+            )
         if self.dev is None and not self.overfit:
-            raise ValueError("a development set (dev) must choose the best model; only `overfit` goes without")
+            raise ValueError("a development set (`dev`) must choose the best model; only `overfit` goes without")
         if self.overfit:
             self.augment = False
             if self.dev is not None:
@@ -144,6 +146,9 @@ def read_config(path: Path) -> Wav2Vec2ConformerConfig:
     """A new model's configuration; fields that this model does not have are named in a warning."""
     try:
         found = json.loads(path.read_text())
+    except OSError as error:
+        problem = "a folder" if path.is_dir() else "no such file" if not path.exists() else error.strerror
+        raise ValueError(f"{path}: expected a file, the config.json of a model, got {problem}; correct it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a JSON file ({error}); expected a model's config.json") from error
     if not isinstance(found, dict):

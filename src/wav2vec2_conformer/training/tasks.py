@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, Wav2Vec2FeatureExtractor
 
+from ..checkpoints.model_folder import listed, without_report
 from ..configuration import Wav2Vec2ConformerConfig
 from ..data import Augmentation, TextEncoder, Utterance, build_feature_extractor, read_manifest
 from ..modeling import Wav2Vec2ConformerPreTrainedModel
-from ..processing import DEFAULT_MODEL, normalizes
+from ..processing import DEFAULT_MODEL, model_name, normalizes
 from .settings import FineTuningSettings, read_config
 
 __all__ = ["DEV_SECONDS", "Batch", "Scores", "Task", "in_turn"]
@@ -65,6 +66,8 @@ class Task(ABC, Generic[S]):
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
+        if settings.init:
+            model_name(settings.init)  # refuses what is none before anything is read
         self.train = [line for path in settings.train for line in read_manifest(path, require=self.field)]
         self.dev_name = "the training data" if settings.overfit else str(settings.dev)
         if settings.overfit:
@@ -167,9 +170,17 @@ class Task(ABC, Generic[S]):
         fields = settings.model | fields | (QUIET if settings.overfit else {})
         if settings.init:
             # A head of another size starts anew; network weights of another shape are an error all the same.
-            model = self.model_class.from_pretrained(
-                settings.init, dtype=torch.float32, ignore_mismatched_sizes=True, **fields
-            )
+            with without_report():
+                model, info = self.model_class.from_pretrained(
+                    settings.init,
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **fields,
+                )
+            anew = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+            if anew:
+                logger.warning("%s: %s start anew", settings.init, listed(anew))
         else:
             config = read_config(Path(settings.config) if settings.config else DEFAULT_MODEL / "config.json")
             config = Wav2Vec2ConformerConfig.from_dict(config.to_dict() | fields)
