@@ -44,7 +44,8 @@ def gradients(fields: dict[str, Any]) -> list[Tensor]:
 
 def everything_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """And one clip at a time."""
-    monkeypatch.setattr(recompute, "LARGE", 1)
+    for limit in ("LARGE", "LARGE_AND_COSTLY"):
+        monkeypatch.setattr(recompute, limit, 1)
     monkeypatch.setattr(recompute, "TOGETHER", 1)
 
 

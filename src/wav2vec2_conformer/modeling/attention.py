@@ -82,11 +82,14 @@ class SelfAttention(nn.Module):
         table = None
         if self.position_embeddings_type == "relative":
             table = self.linear_pos(cast(Tensor, positions))  # (2T, D)
-        # On a CPU, torch has no fused kernel with dropout: its step-by-step one would run, with a slower dropout.
-        stepwise = self.config._attn_implementation == "eager" or (probability > 0 and x.device.type == "cpu")
-        attend = eager_attention if stepwise or output_attentions else fused_attention
+        # On a CPU, torch has no fused kernel with dropout: its step-by-step one would run, with a slower dropout. In
+        # half precision, its fused ones take longer than products and a softmax, forward and backward alike.
+        on_cpu, half = x.device.type == "cpu", query.itemsize == 2
         inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if attend is fused_attention and inference and query.itemsize == 2 and query.device.type == "cpu":
+        stepwise = self.config._attn_implementation == "eager"
+        stepwise = stepwise or (on_cpu and (probability > 0 or (half and torch.is_grad_enabled())))
+        attend = eager_attention if stepwise or output_attentions else fused_attention
+        if attend is fused_attention and inference and half and on_cpu:
             attend = half_attention
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         weights = None
@@ -97,7 +100,7 @@ class SelfAttention(nn.Module):
 
             size = query.numel() // self.head_size * query.shape[2] * query.itemsize
             inputs = (query, key, value, frame_mask)
-            out = recomputed_by_clip(outputs, *inputs, size=size, random=probability > 0)
+            out = recomputed_by_clip(outputs, *inputs, size=size, random=probability > 0, costly=True)
         else:
             out, weights = self._attend(attend, table, probability, query, key, value, frame_mask)
         out = self.linear_out(out.transpose(1, 2).flatten(2))  # (B, T, D)
@@ -189,7 +192,7 @@ def eager_attention(
     scores = query @ key.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
+    # In half precision, too, softmax computes in float32; asked for a float32 result, it would write twice as much.
+    weights = torch.softmax(scores, dim=-1).to(query.dtype)
     weights = dropout(weights, probability, training=probability > 0)
     return weights @ value, weights
