@@ -12,20 +12,32 @@ from transformers.utils.hub import cached_file
 __all__ = ["DEFAULT_MODEL", "load_processor", "model_name", "normalizes"]
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "default"
-HUB_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # models without an owner are older than these networks
+FILE_SUFFIXES = frozenset(".bin .ckpt .gz .json .msgpack .onnx .pt .pth .safetensors .tar .toml .yaml .zip".split())
 
 
 def model_name(model: str | os.PathLike[str] | None) -> str:
     """A folder or Hub id as text, for `from_pretrained`; of `None` and "default", the package's small English model.
 
+    A path that is not there is an error here: the Hub, which would be asked for it, answers late or not at all.
+
     Raises:
-        ValueError: it is neither a folder nor a Hub id.
+        ValueError: it is neither a folder nor a Hub id, or it looks like a path: it has a file's suffix, or begins with
+            a folder that is there.
     """
     name = "default" if model is None else str(model)
     if name == "default" and (model is None or not Path(name).exists()):
         return str(DEFAULT_MODEL)
-    if not (name and Path(name).exists()) and not HUB_ID.fullmatch(name):
-        raise ValueError(f"{name!r}: no such folder, and no Hub id, which looks like `owner/model`")
+    if name and Path(name).exists():
+        return name
+    if not HUB_ID.fullmatch(name) or Path(name).suffix.lower() in FILE_SUFFIXES:
+        raise ValueError(f"{name!r}: no such folder, and no Hub id, which looks like `owner/model`; correct the name")
+    folder = Path(name).parent
+    if folder.is_dir():
+        raise ValueError(
+            f"{name!r}: no such folder: {str(folder)!r} is here, without {Path(name).name!r} in it; correct the name, or "
+            "load a model of the Hub from a place where no folder is called as its owner"
+        )
     return name
 
 

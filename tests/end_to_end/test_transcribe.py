@@ -29,6 +29,7 @@ import speech
 from speech import RATE, TONES, Waveform, silence, speak
 from wav2vec2_conformer import AudioError, Transcriber, Transcript, Wav2Vec2ConformerConfig, transcription
 from wav2vec2_conformer import recordings as windowing
+from wav2vec2_conformer.checkpoints import model_folder
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.data import build_processor, build_vocabulary
 
@@ -241,7 +242,7 @@ def test_a_folder_stands_for_the_audio_files_below_it(
     empty.mkdir()
     code, out, err = command(empty, recordings[0])  # named, and the others are transcribed
     assert (code, out) == (1, f"{recordings[0]}\t{texts[0]}\n")
-    assert err.startswith(f"wav2vec2-conformer: {empty}: is a ")
+    assert err.startswith(f"wav2vec2-conformer: {empty}: no recording lies below this folder")
 
 
 def test_json_lines(command: Command, recordings: list[Path], texts: list[str], tmp_path: Path) -> None:
@@ -300,10 +301,29 @@ def test_a_model_that_is_none(capsys: Capture, recordings: list[Path], tmp_path:
     assert "Traceback" not in captured.err
 
 
-@pytest.mark.parametrize("name", ["", "./no-such-folder", "/no/such/folder", "~/model"])
-def test_a_name_that_is_neither_folder_nor_hub_id(name: str, capsys: Capture, recordings: list[Path]) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "./no-such-folder", "/no/such/folder", "~/model", "runs/my/model", "my-model"),
+        *("my-model/model.safetensors", "model.PT"),
+    ],
+)
+def test_a_name_that_is_neither_folder_nor_hub_id(
+    name: str, capsys: Capture, recordings: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_folder, "cached_file", None)  # the Hub is not asked
     assert main(["transcribe", "--model", name, str(recordings[0])]) == 2
     assert f"{name!r}: no such folder, and no Hub id" in capsys.readouterr().err
+
+
+def test_a_name_in_a_folder_is_no_hub_id(
+    capsys: Capture, recordings: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_folder, "cached_file", None)
+    assert main(["transcribe", "--model", "runs/model", str(recordings[0])]) == 2
+    assert "'runs/model': no such folder: 'runs' is here, without 'model' in it" in capsys.readouterr().err
 
 
 def test_a_model_without_a_processor_is_refused(
