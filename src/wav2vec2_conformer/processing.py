@@ -35,8 +35,8 @@ def model_name(model: str | os.PathLike[str] | None) -> str:
     folder = Path(name).parent
     if folder.is_dir():
         raise ValueError(
-            f"{name!r}: no such folder: {str(folder)!r} is here, without {Path(name).name!r} in it; correct the name, or "
-            "load a model of the Hub from a place where no folder is called as its owner"
+            f"{name!r}: no such folder: {str(folder)!r} is here, without {Path(name).name!r} in it; correct the name, "
+            "or load a model of the Hub from a place where no folder is called as its owner"
         )
     return name
 

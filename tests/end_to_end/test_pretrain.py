@@ -271,7 +271,7 @@ def test_the_estimate_of_memory_is_what_autograd_keeps(corpus: Path) -> None:
         (["--dev", "{empty}"], "no audio file that can be read"),
         (["--crop-seconds", "20"], "must hold a crop"),
         (["--schedule", "square"], "linear, cosine, tri-stage"),
-        (["--updates", "0"], "`updates` must be above 0"),
+        (["--updates", "0"], "`--updates` must be above 0"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
