@@ -2,7 +2,7 @@
 
 The network says for each frame of a window which of its few outputs speak. Which speaker an output stands for is the
 network's choice, anew in each window; the windows overlap, and what both hear there tells which output of one continues
-which of the other.
+which of the other. Or the network only says how many speak, and a speaker model tells who they are (`voices`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from .recordings import (
     checked_source,
     only_result,
 )
+from .verification import SpeakerEncoder
+from .voices import Part, Voices
 
 # B batch, N samples, T frames, C outputs of the network, S speakers among them
 
@@ -52,11 +54,17 @@ Activity = NDArray[np.bool_]
 
 @dataclass(slots=True)
 class _Recording(Recording):
-    """With who speaks in the frames so far, and the last window, whose end the next one shares."""
+    """With who speaks in the frames so far, and the last window, whose end the next one shares.
+
+    With a speaker model: with how many speak, and the parts in which one does.
+    """
 
     activity: list[Activity] = field(default_factory=list)  # (T, S) each
     open: NDArray[np.float32] | None = None  # (T, C) probabilities from `open_frame` on
     open_frame: int = 0
+    counts: list[NDArray[np.int64]] = field(default_factory=list)  # (T,) each
+    parts: list[Part] = field(default_factory=list)
+    counted: int = 0  # frames
 
 
 class Diarizer(WindowedModel[_Recording, list[Segment]]):
@@ -84,6 +92,7 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
             (0.2 s at 20 ms a frame) is usual in the literature; 1 filters nothing.
         min_speech: seconds; shorter segments are dropped.
         min_silence: seconds; shorter gaps between segments of a speaker are closed, before that.
+        voices: a speaker model, and how many people speak in a recording.
 
     Raises:
         ValueError: a setting outside its range, or `id2label` of the model's configuration does not name its outputs.
@@ -103,6 +112,7 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         median: int = 11,
         min_speech: float = 0.0,
         min_silence: float = 0.0,
+        voices: Voices | None = None,
     ) -> None:
         check_settings(threshold, median, min_speech, min_silence)
         super().__init__(
@@ -110,6 +120,7 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         )
         self.threshold, self.median = threshold, median
         self.min_speech, self.min_silence = min_speech, min_silence
+        self.voices = voices
         names = label_names(model.config)
         self.multi_label = model.config.problem_type == "multi_label_classification"
         silent = {} if self.multi_label else {name for name in names if re.sub("[^a-z]", "", name.lower()) in SILENCE}
@@ -129,12 +140,16 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         device: str | torch.device | None = None,
         batch_seconds: float = BATCH_SECONDS,
         compute_type: str = "float32",
+        speaker_model: str | os.PathLike[str] | None = None,
+        speakers: int | None = None,
         **settings: Any,
     ) -> Self:
-        """Load a model.
+        """Load a model, and a speaker model where one is to tell the speakers apart.
 
         Args:
             model: a folder, such as `train frame` leaves, or a Hub id.
+            speaker_model: another, such as `train xvector` leaves; needs `speakers`.
+            speakers: how many people speak in a recording; only with `speaker_model`.
             device: `None`: a CUDA device if there is one, else the CPU.
             batch_seconds: as in the constructor.
             compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8"; measured when loaded, see `conversion`.
@@ -146,7 +161,17 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
             OSError: there is no such model on the Hub, or it cannot be reached.
         """
         device = usable_device(device)  # before anything is loaded
+        if (speaker_model is None) != (speakers is None):
+            raise ValueError(
+                "`speaker_model` and `speakers` belong together: what tells voices apart, and how many people speak in "
+                f"a recording; got {speaker_model} and {speakers}"
+            )
         network, normalize = load_head(model, Wav2Vec2ConformerForAudioFrameClassification, purpose="diarize with")
+        if speaker_model is not None and speakers is not None:
+            encoder = SpeakerEncoder.from_pretrained(
+                speaker_model, device=device, batch_seconds=batch_seconds, compute_type=compute_type
+            )
+            settings["voices"] = Voices(encoder, speakers)
         return cls(
             network,
             normalize=normalize,
@@ -196,6 +221,9 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
     def _add(self, window: Window[_Recording], output: Tensor) -> None:
         """Append a window's (T, C) probabilities to its recording."""
         recording, probabilities = window.recording, output[: window.frames].numpy().copy()
+        if self.voices is not None:
+            self._count(window, self.voices, self._active(probabilities))
+            return
         if recording.open is not None:
             begin = window.first_frame - recording.open_frame
             before = recording.open[begin:]
@@ -210,6 +238,17 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         else:
             recording.open, recording.open_frame = probabilities, window.first_frame
 
+    def _count(self, window: Window[_Recording], voices: Voices, activity: Activity) -> None:
+        """Take from a window how many speak and what they sound like, up to the middle of what the next one shares."""
+        recording, config = window.recording, self.model.config
+        activity = median_filter(activity, self.median)
+        shared = round(OVERLAP * SAMPLE_RATE) // self.stride
+        own = slice(recording.counted - window.first_frame, window.frames - (0 if window.last else shared // 2))
+        edges = frame_edges(window.frames, len(window.samples), config)
+        recording.parts += voices.parts(window.samples, edges, activity, own, window.first_frame)
+        recording.counts.append(activity[own].sum(1))
+        recording.counted = window.first_frame + own.stop
+
     def _active(self, probabilities: NDArray[np.float32]) -> Activity:
         """(T, C) probabilities -> (T, S), who speaks."""
         if self.multi_label:
@@ -218,11 +257,14 @@ class Diarizer(WindowedModel[_Recording, list[Segment]]):
         return chosen
 
     def _result(self, recording: _Recording) -> list[Segment]:
-        activity = median_filter(np.concatenate(recording.activity), self.median)
+        if self.voices is not None:
+            activity = self.voices.activity(recording.parts, np.concatenate(recording.counts))
+        else:
+            activity = median_filter(np.concatenate(recording.activity), self.median)
         edges = frame_edges(len(activity), recording.samples, self.model.config) / SAMPLE_RATE
         found = find_segments(activity, edges, min_speech=self.min_speech, min_silence=self.min_silence)
         names = dict(enumerate(self.names))
-        if self.multi_label:
+        if self.multi_label or self.voices is not None:
             by_appearance = dict.fromkeys(speaker for _, _, speaker in found)
             names = {speaker: f"speaker_{number}" for number, speaker in enumerate(by_appearance, start=1)}
         return [Segment(start, end, names[speaker]) for start, end, speaker in found]

@@ -9,19 +9,21 @@ from typing import Any
 
 from .recordings import INPUTS, Recordings, add_compute, add_recordings, find, load
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "add_voices"]
 
 EXAMPLE = f"""\
 examples:
   wav2vec2-conformer diarize --model diarization-model talk.wav > talk.rttm
   wav2vec2-conformer diarize --model diarization-model --json meetings/ > meetings.jsonl
+  wav2vec2-conformer diarize --model diarization-model --speaker-model speaker-model --speakers 4 meeting.wav
   wav2vec2-conformer diarize --model diarization-model --min-silence 0.3 --min-speech 0.2 talk.wav
 
 {INPUTS}
-Who speaks when goes to stdout, one RTTM line a segment: SPEAKER <recording> 1 <start> <duration> <NA> <NA>
-<speaker> <NA> <NA>, in seconds; the recording is the file's name without its suffix. A recording of more than 30 s is
-seen in windows that share 15 s, over which speakers keep their names; one who is silent there may come back under
-another name, and there are never more speakers than the model has outputs. A file that cannot be read is named on
+Who speaks when goes to stdout, one RTTM line a segment: SPEAKER <recording> 1 <start> <duration> <NA> <NA> <speaker>
+<NA> <NA>, in seconds; the recording is the file's name without its suffix. A recording of more than 30 s is seen in
+windows that share 15 s, over which speakers keep their names; one who is silent there may come back under another
+name, and there are never more speakers than the model has outputs. With --speaker-model, --model only says how many
+speak, and the speaker model who: the speakers keep their names over any length. A file that cannot be read is named on
 stderr, the others are diarized all the same, and the exit code is 1.
 """
 
@@ -38,6 +40,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add_recordings(parser)
     add("--model", required=True, metavar="MODEL", help="folder (see `train frame`) or Hub id")
+    add_voices(parser)
     add("--threshold", type=float, default=0.5, metavar="P", help="probability above which one speaks (%(default)s)")
     add(
         "--median",
@@ -57,6 +60,13 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def add_voices(parser: argparse.ArgumentParser) -> None:
+    """Options for telling speakers apart by another model."""
+    model = "tells the speakers apart by their voices, over the whole recording (see `train xvector`)"
+    parser.add_argument("--speaker-model", metavar="MODEL", help=model)
+    parser.add_argument("--speakers", type=int, metavar="N", help="how many people speak; with --speaker-model")
+
+
 def run(options: argparse.Namespace) -> int:
     """Diarize, print, and say in the exit code whether every file could be read."""
     from ..data import rttm_lines  # imported late: `--help` need not wait for torch
@@ -70,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
         median=options.median,
         min_speech=options.min_speech,
         min_silence=options.min_silence,
+        speaker_model=options.speaker_model,
+        speakers=options.speakers,
     )
     names = recording_names(recordings.files)
     for file, segments in recordings.results(diarizer.diarize_many):

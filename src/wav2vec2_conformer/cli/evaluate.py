@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from .diarize import add_voices
 from .messages import one_line
 from .recordings import add_compute
 
@@ -68,6 +69,7 @@ def add_parser(commands: Any) -> None:
         if task == "frame":
             collar = "seconds before and after where speakers start and stop that do not count (%(default)s)"
             add("--collar", type=float, default=0.0, metavar="S", help=collar)
+            add_voices(one)
             add("--rttm", metavar="DIR", help="write what was found, one RTTM file a recording")
         add("--json", action="store_true", help="one JSON object in place of the summary")
         add("--report", metavar="DIR", help="write index.html, its pictures and evaluation.json")
@@ -130,7 +132,8 @@ def evaluate(options: argparse.Namespace, progress: Progress) -> Evaluation:
     if options.task == "frame":
         from ..evaluation.frame import evaluate_frame
 
-        return evaluate_frame(options.model, options.data, collar=options.collar, rttm=options.rttm, **common)
+        voices = {"speaker_model": options.speaker_model, "speakers": options.speakers}
+        return evaluate_frame(options.model, options.data, collar=options.collar, rttm=options.rttm, **voices, **common)
     from ..evaluation.xvector import evaluate_xvector
 
     return evaluate_xvector(options.model, options.data, trials=options.trials, **common)

@@ -66,6 +66,8 @@ def evaluate_frame(
     device: str | None = None,
     batch_seconds: float = BATCH_SECONDS,
     compute_type: str = "float32",
+    speaker_model: str | Path | None = None,
+    speakers: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Diarize the recordings of manifests and compare with their segments; overlapping speech is scored.
@@ -78,6 +80,8 @@ def evaluate_frame(
         device: None: a CUDA device if there is one, else the CPU.
         batch_seconds: audio computed at once.
         compute_type: "float32", "bfloat16", "float16" or, on a CPU, "int8".
+        speaker_model: tells the speakers apart by their voices; needs `speakers`.
+        speakers: how many people speak in each recording.
         progress: called with the seconds of audio done since the last call, and those of the whole set.
 
     Raises:
@@ -89,7 +93,14 @@ def evaluate_frame(
         raise ValueError(f"the collar must be a number of seconds from 0 up, got {collar}; 0 and 0.25 are usual")
     found = EvaluationSet(data, "segments")
     folder = None if rttm is None else prepare_rttm(found, Path(rttm))
-    diarizer = Diarizer.from_pretrained(model, device=device, batch_seconds=batch_seconds, compute_type=compute_type)
+    diarizer = Diarizer.from_pretrained(
+        model,
+        device=device,
+        batch_seconds=batch_seconds,
+        compute_type=compute_type,
+        speaker_model=speaker_model,
+        speakers=speakers,
+    )
     found.conversion = diarizer.conversion
     times = np.zeros((len(found), 1 + len(PARTS)))
     recordings: list[RecordingErrors] = []
@@ -117,7 +128,7 @@ def evaluate_frame(
 
     return found.evaluation(
         task="frame",
-        model=str(model),
+        model=str(model) if speaker_model is None else f"{model} with {speaker_model}",
         figures=figures_of(
             names,
             list(figures(rows).values()),
