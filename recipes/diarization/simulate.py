@@ -6,12 +6,16 @@ writes `train`, `dev` and `val`: recordings of 30 to 60 s, each of two speakers 
 pauses and with interruptions, so that 10 to 20 % of the speech is overlapped. The speakers of `val` (speechocean762's
 sorted()[::5], librispeech's sorted()[::4] and librispeech-dev's) and of `dev` (sorted()[2::10]) are in no training
 conversation. A turn is one utterance without the silence at its ends; within it, pauses of more than 0.2 s are silence.
+
+`train-counts` and `dev-counts` are the same recordings for a network that only has to say how many speak: its two
+"speakers" are speech and overlap.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,21 @@ def overlapped(segments: list[dict[str, Any]]) -> float:
     for segment in segments:
         time[int(segment["speaker"][-1]), round(segment["start"] * 100) : round(segment["end"] * 100)] = True
     return float(time.all(0).sum() / max(1, time.any(0).sum()))
+
+
+def counted(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Segments of two speakers -> those in which anyone speaks, and those in which both do."""
+    edges = sorted({time for segment in segments for time in (segment["start"], segment["end"])})
+    found: list[dict[str, Any]] = []
+    for name, least in (("speech", 1), ("overlap", 2)):
+        for start, end in pairwise(edges):
+            if sum(segment["start"] <= start and end <= segment["end"] for segment in segments) < least:
+                continue
+            if found and found[-1]["speaker"] == name and found[-1]["end"] == start:
+                found[-1]["end"] = end
+            else:
+                found.append({"start": start, "end": end, "speaker": name})
+    return found
 
 
 def converse(
@@ -112,6 +131,11 @@ def simulate(folder: Path, corpora: list[Utterances], count: int, seed: int) -> 
     return lines
 
 
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    """A manifest."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def main() -> None:
     """Write recordings and manifests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,7 +168,10 @@ def main() -> None:
     }
     for seed, (name, (corpora, count)) in enumerate(splits.items()):
         lines = simulate(options.output / name, corpora, count, seed)
-        (options.output / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write(options.output / f"{name}.jsonl", lines)
+        if name != "val":
+            counts = [{**line, "segments": counted(line["segments"])} for line in lines]
+            write(options.output / f"{name}-counts.jsonl", counts)
         hours = sum(line["duration"] for line in lines) / 3600
         overlap = np.mean([overlapped(line["segments"]) for line in lines])
         print(f"{name}: {len(lines)} conversations, {hours:.2f} h, {overlap:.1%} of the speech overlapped")
