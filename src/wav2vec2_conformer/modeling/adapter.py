@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import adapter_layer_length, frame_mask
 from .convolution import convolve
+from .layer_norm import LayerNorm
 
 # B batch, T frames, D hidden size
 
@@ -35,7 +36,7 @@ class StridedAdapter(nn.Module):
         self.config = config
         width = config.output_hidden_size or config.hidden_size
         self.proj = nn.Linear(config.hidden_size, width) if width != config.hidden_size else None
-        self.proj_layer_norm = nn.LayerNorm(width) if width != config.hidden_size else None
+        self.proj_layer_norm = LayerNorm(width) if width != config.hidden_size else None
         self.layers = nn.ModuleList(AdapterLayer(config) for _ in range(config.num_adapter_layers))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from .batch_norm import BatchStatistics, FrameBatchNorm
 from .convolution import call_channels_last, conv1d_channels_last, is_replaced
 from .dropout import Dropout
 from .language_adapter import LanguageAdapter
+from .layer_norm import LayerNorm
 from .linear import Linear, linear
 from .outputs import StateSelection, selected_states
 from .positions import build_conv_positions, build_positions
@@ -57,7 +58,7 @@ class ConvolutionModule(nn.Module):
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
         width, kernel = config.hidden_size, config.conv_depthwise_kernel_size
-        self.layer_norm = nn.LayerNorm(width)
+        self.layer_norm = LayerNorm(width)
         # Checkpoints hold the pointwise layers as convolutions of kernel 1; `forward` runs them as linear layers.
         self.pointwise_conv1 = nn.Conv1d(width, 2 * width, 1, bias=False)
         self.depthwise_conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
@@ -107,15 +108,15 @@ class ConformerBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-cal
 
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
-        self.ffn1_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.ffn1_layer_norm = LayerNorm(config.hidden_size)
         self.ffn1 = FeedForward(config)
-        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.self_attn_layer_norm = LayerNorm(config.hidden_size)
         self.self_attn = SelfAttention(config)
         self.self_attn_dropout = Dropout(config.attention_dropout)
         self.conv_module = ConvolutionModule(config)
-        self.ffn2_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.ffn2_layer_norm = LayerNorm(config.hidden_size)
         self.ffn2 = FeedForward(config)
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.final_layer_norm = LayerNorm(config.hidden_size)
         width = config.adapter_attn_dim
         self.adapter_layer = None if width is None else LanguageAdapter(config, width)
 
@@ -179,7 +180,7 @@ class ConformerEncoder(nn.Module):
         self.config = config
         self.embed_positions = build_positions(config)
         self.pos_conv_embed = build_conv_positions(config)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_hidden_layers))
 

@@ -14,6 +14,7 @@ from ..lengths import conv_layers, conv_length, feature_lengths, frame_mask, rec
 from .activation import Activation
 from .convolution import convolve
 from .dropout import Dropout
+from .layer_norm import LayerNorm
 from .recompute import recomputed_by_clip
 
 # B batch, N samples, T frames, C conv channels, D hidden size
@@ -58,7 +59,7 @@ class ConvLayer(nn.Module):
         self.conv = nn.Conv1d(inputs, outputs, self.kernel, self.stride, bias=config.conv_bias)
         self.layer_norm: nn.Module | None = None
         if config.feat_extract_norm == "layer":
-            self.layer_norm = nn.LayerNorm(outputs)
+            self.layer_norm = LayerNorm(outputs)
         elif index == 0:
             self.layer_norm = TimeGroupNorm(outputs)
         self.activation = Activation(config.feat_extract_activation)
@@ -139,7 +140,7 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, config: Wav2Vec2ConformerConfig) -> None:
         super().__init__()
-        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
+        self.layer_norm = LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
         self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size) if config.feat_projection else None
         self.dropout = Dropout(config.feat_proj_dropout)
 

@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 
 from ..configuration import Wav2Vec2ConformerConfig
 from ..files import replacing
+from .layer_norm import LayerNorm
 
 # B batch, T frames, D hidden size
 
@@ -41,7 +42,7 @@ class LanguageAdapter(nn.Module):
 
     def __init__(self, config: Wav2Vec2ConformerConfig, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm = LayerNorm(config.hidden_size)
         self.linear_1 = nn.Linear(config.hidden_size, width)
         self.linear_2 = ZeroLinear(width, config.hidden_size)
 
