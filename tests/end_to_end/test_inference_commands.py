@@ -38,8 +38,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_heads.speaker_encoder(folder / "uncalibrated")
     tiny_heads.diarizer(folder / "diarization-model")
     (folder / "clips").mkdir()
-    for number, name in enumerate(["clip.wav", "talk.wav", "call-1.wav", "call-2.wav", "clips/a.wav", "clips/b.flac"]):
-        text = ["AB", "FADE BED CAB A DEAF ABBA", "BADE CAF", "EE FF EE", "DAD", "FEED A BAD"][number]
+    texts = {
+        "clip.wav": "AB",
+        "talk.wav": "FADE BED CAB A DEAF ABBA",
+        "call-1.wav": "BADE CAF",
+        "call-2.wav": "EE FF EE",
+        "clips/a.wav": "DAD",
+        "clips/b.flac": "FEED A BAD",
+        "meeting.wav": "DEAF BED A CAB FADE",
+    }
+    for number, (name, text) in enumerate(texts.items()):
         soundfile.write(folder / name, speech.speak(text, np.random.default_rng(number), noise=0.02), speech.RATE)
     return folder
 

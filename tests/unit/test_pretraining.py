@@ -961,7 +961,7 @@ def test_tuples_of_the_settings_may_be_resumed(settings: Make) -> None:
     network = {"conv_dim": (32, 32), "conv_kernel": (160, 4), "conv_stride": (80, 4)}
     train_pretraining(settings(network=network))
     assert train_pretraining(settings(network=network), resume=True)["updates"] == 4
-    with pytest.raises(ValueError, match=r"other settings \(seed: 0 before, 1 now\)"):
+    with pytest.raises(ValueError, match=r"other settings \(`seed`: 0 before, 1 now\)"):
         train_pretraining(settings(network=network, seed=1), resume=True)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, Wav2Vec2FeatureExtractor
 
-from ..checkpoints.model_folder import listed, without_report
+from ..checkpoints.model_folder import without_report
 from ..configuration import Wav2Vec2ConformerConfig
 from ..data import Augmentation, TextEncoder, Utterance, build_feature_extractor, read_manifest
 from ..modeling import Wav2Vec2ConformerPreTrainedModel
@@ -171,16 +171,9 @@ class Task(ABC, Generic[S]):
         if settings.init:
             # A head of another size starts anew; network weights of another shape are an error all the same.
             with without_report():
-                model, info = self.model_class.from_pretrained(
-                    settings.init,
-                    dtype=torch.float32,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    **fields,
+                model = self.model_class.from_pretrained(
+                    settings.init, dtype=torch.float32, ignore_mismatched_sizes=True, **fields
                 )
-            anew = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-            if anew:
-                logger.warning("%s: %s start anew", settings.init, listed(anew))
         else:
             config = read_config(Path(settings.config) if settings.config else DEFAULT_MODEL / "config.json")
             config = Wav2Vec2ConformerConfig.from_dict(config.to_dict() | fields)
