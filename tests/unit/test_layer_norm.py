@@ -47,9 +47,38 @@ def test_gradients_do_not_vanish_in_long_sums(shape: tuple[int, ...], dtype: tor
 
 def test_torch_still_needs_it() -> None:
     """When this fails, torch sums in float32 by itself, and the module can go."""
+    for rows in (3000, 20000):
+        torch.manual_seed(0)
+        x, upstream = torch.randn(rows, 24).bfloat16(), (0.1 * torch.randn(rows, 24) + 0.05).bfloat16()
+        for norm in (nn.LayerNorm(24), LayerNorm(24)):
+            _, of_weight, of_bias = errors(norm, x, upstream)
+            print(f"{rows} rows, {type(norm).__module__}: weight {of_weight:.1e}, bias {of_bias:.1e}")
+            assert (of_bias > 0.1) == (type(norm) is nn.LayerNorm)
+
+
+def test_every_gradient_of_the_network_keeps_its_direction() -> None:
+    """Over 4500 frames; what is nothing but rounding, such as that of the keys' biases, is left out."""
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    stem = {"conv_dim": [16, 16], "conv_kernel": [20, 4], "conv_stride": [20, 4], "feat_extract_norm": "layer"}
+    dropouts = ("hidden_dropout", "activation_dropout", "attention_dropout", "conformer_conv_dropout")
+    quiet = dict.fromkeys((*dropouts, "feat_proj_dropout", "layerdrop", "mask_time_prob"), 0.0)
     torch.manual_seed(0)
-    x, upstream = (torch.randn(20000, 24).bfloat16() for _ in range(2))
-    assert errors(nn.LayerNorm(24), x, upstream + 0.5)[2] > 0.1
+    model = Wav2Vec2ConformerModel(Wav2Vec2ConformerConfig(**small, **stem, **quiet, position_embeddings_type="rotary"))
+    waveforms, towards = torch.randn(3, 120_000), torch.randn(32)
+
+    def found(half: bool) -> dict[str, Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = model.train()(waveforms).last_hidden_state
+        ((out.float() * towards).sigmoid().sum()).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    exact, half = found(False), found(True)
+    largest = max(float(gradient.norm()) for gradient in exact.values())
+    compared = {name: gradient for name, gradient in exact.items() if gradient.norm() > 1e-4 * largest}
+    assert len(compared) > 40
+    for name, gradient in compared.items():
+        assert torch.cosine_similarity(gradient.flatten(), half[name].flatten(), dim=0) > 0.98, name
 
 
 def test_float32_is_torchs() -> None:
