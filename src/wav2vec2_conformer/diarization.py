@@ -37,7 +37,7 @@ from .recordings import (
     only_result,
 )
 from .verification import SpeakerEncoder
-from .voices import Part, Voices
+from .voices import Activity, Part, Voices
 
 # B batch, N samples, T frames, C outputs of the network, S speakers among them
 
@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 WINDOW = 30.0  # seconds
 OVERLAP = 15.0  # seconds that neighbouring windows share: long enough for both sides of a conversation to speak
 SILENCE = {"silence", "sil", "nonspeech", "nospeech"}  # names of a class in which nobody speaks, letters only
-
-Activity = NDArray[np.bool_]
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ speaker. Where several speak at once, they are those who are heard alone nearest
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .audio import SAMPLE_RATE
+from .data.runs import runs_of
 from .verification import SpeakerEncoder
 
 # T frames, C outputs of the network, P parts, X width of a vector, S speakers
@@ -72,7 +73,7 @@ class Voices:
         """
         alone = activity[own] & (activity[own].sum(1, keepdims=True) == 1)
         found: list[tuple[int, int, int]] = []
-        for first, last in sorted(stretch for output in alone.T for stretch in stretches(output)):
+        for first, last in sorted(stretch for output in alone.T for stretch in np.stack(runs_of(output), 1).tolist()):
             cuts = int(np.ceil((edges[own.start + last] - edges[own.start + first]) / (PART * SAMPLE_RATE)))
             bounds = np.linspace(own.start + first, own.start + last, max(1, cuts) + 1).round().astype(int)
             found += [(a, b, own.start + first) for a, b in pairwise(bounds.tolist()) if a < b]
@@ -139,12 +140,6 @@ def group_voices(vectors: Vectors, weights: NDArray[np.float64], groups: int) ->
         if agreement > best:
             best, found = agreement, numbers
     return found
-
-
-def stretches(chosen: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """The runs of True of (T,): the first frame and the one after the last."""
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
-    return zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True)
 
 
 def distance_to(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -91,3 +91,22 @@ def test_under_autocast_gradients_come_in_the_types_of_the_weights(kernel: int, 
     ):
         assert ours.dtype == torch.float32
         assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
+
+
+@pytest.mark.parametrize(("channels", "kernel", "stride"), [(16, 4, 4), (24, 20, 20), (8, 20, 20), (2, 2, 3)])
+@pytest.mark.parametrize("frames", [100, 1000, 6000])
+def test_windows_side_by_side_are_right_in_bfloat16(channels: int, kernel: int, stride: int, frames: int) -> None:
+    """oneDNN's own are not, on processors with AMX (torch 2.13): every number is another one."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, frames, channels), torch.randn(16, channels, kernel)
+    exact = conv1d_channels_last(x, weight, stride=stride)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = conv1d_channels_last(x.requires_grad_(), weight.requires_grad_(), stride=stride)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).norm() < 0.01 * exact.norm()
+    half.float().square().sum().backward()
+    for got in (x.grad, weight.grad):
+        assert got is not None
+    expected = torch.autograd.grad(conv1d_channels_last(x, weight, stride=stride).square().sum(), (x, weight))
+    for got, wanted in zip((x.grad, weight.grad), expected, strict=True):
+        assert (got - wanted).norm() < 0.02 * wanted.norm()

@@ -25,6 +25,7 @@ from wav2vec2_conformer.data import (
     build_vocabulary,
     frames_needed,
 )
+from wav2vec2_conformer.data.collation import few_lengths
 
 RATE = 16000
 TEXTS = ["HELLO", "WORLD", "A B", "HELLO WORLD", "OLD", "DOLL"]
@@ -194,6 +195,23 @@ def test_collator_pads_and_marks() -> None:
     assert batch["attention_mask"].dtype == batch["labels"].dtype == torch.int64
     assert batch["texts"] == ["A"] * 3
     assert batch["skipped_names"] == []
+
+
+def test_lengths_that_come_again_are_few_and_close() -> None:
+    for down in (False, True):
+        lengths = {samples: few_lengths(samples, down=down) for samples in range(16_000, 256_001, 7)}
+        assert len(set(lengths.values())) <= 34
+        for samples, length in lengths.items():
+            assert (7 / 8 * samples < length <= samples) if down else (samples <= length < 9 / 8 * samples)
+            assert few_lengths(length, down=down) == length
+    assert [few_lengths(samples) for samples in (0, 1, 15, 17)] == [0, 1, 15, 18]
+
+
+def test_collator_pads_to_a_length_that_comes_again() -> None:
+    batch = CTCCollator(rounded=True)([speech(17, [5]), speech(16, [6, 7])])
+    assert batch["input_values"].tolist() == [[1] * 17 + [0], [1] * 16 + [0, 0]]
+    assert batch["attention_mask"].tolist() == batch["input_values"].tolist()
+    assert CTCCollator(rounded=True)([])["input_values"].shape == (0, 0)
 
 
 def test_collator_leaves_out_labels_without_frames_for_them() -> None:

@@ -168,3 +168,36 @@ def test_lengths_past_the_end_mean_all_frames() -> None:
     logits, labels = draw_logits(1, 8, 5), torch.tensor([[1, 2]])
     loss = ctc_loss(logits, labels, torch.tensor([11]), blank=0)
     torch.testing.assert_close(loss, ctc_loss(logits, labels, torch.tensor([8]), blank=0))
+
+
+@pytest.mark.parametrize("prior_scale", [0.3, 1.0])
+@pytest.mark.parametrize("zero_infinity", [False, True])
+def test_priors_are_divided_out_and_gradients_are_those_of_brute_force(prior_scale: float, zero_infinity: bool) -> None:
+    cases = [(5, (1, 2)), (4, (1, 1)), (3, ()), (4, (2, 1, 2)), (0, (1,)), *([(2, (1, 1))] if zero_infinity else [])]
+    logits = draw_logits(len(cases), 5, 3).requires_grad_()
+    labels = torch.full((len(cases), 3), -100)
+    for row, (_, wanted) in enumerate(cases):
+        labels[row, : len(wanted)] = torch.tensor(wanted, dtype=torch.long)
+    lengths = torch.tensor([length for length, _ in cases])
+    upstream = torch.linspace(0.5, 2.0, len(cases))
+    chosen = {"blank": 0, "zero_infinity": zero_infinity, "prior_scale": prior_scale, "reduction": "none"}
+    losses = ctc_loss(logits, labels, lengths, **chosen)
+    (losses * upstream).sum().backward()
+
+    exact = logits.detach().double().requires_grad_()
+    log_probs = exact.log_softmax(-1)
+    valid = torch.arange(5) < lengths[:, None]
+    scores = log_probs - prior_scale * log_probs.detach().exp()[valid].mean(0).log()
+    expected = []
+    for row, (length, wanted) in enumerate(cases):
+        paths = [path for path in itertools.product(range(3), repeat=length) if collapse(path, 0) == wanted]
+        totals = [sum((scores[row, t, token] for t, token in enumerate(path)), exact.sum() * 0) for path in paths]
+        expected.append(-torch.logsumexp(torch.stack(totals), 0) if length and paths else exact.sum() * 0)
+    (torch.stack(expected) * upstream).sum().backward()
+    torch.testing.assert_close(losses.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert exact.grad is not None
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
+    assert torch.equal(ctc_loss(logits, labels, lengths, **(chosen | {"prior_scale": 0.0})), ctc_loss(
+        logits, labels, lengths, blank=0, zero_infinity=zero_infinity, reduction="none"
+    ))  # fmt: skip

@@ -55,6 +55,13 @@ def add_parser(commands: Any) -> None:
     add = add_task(tasks, "ctc", "speech recognition by CTC", CTC_EXAMPLE)
     add("--preset", metavar="NAME", help="ctc-base-10h, ctc-large-960h and so on, or a TOML file")
     add("--unknown-limit", type=float, metavar="SHARE", help="largest share of unknown characters (0.01)")
+    add(
+        "--prior-share",
+        type=float,
+        metavar="SHARE",
+        help="share of the steps in which the letters' probabilities are divided by how common they are, which helps a "
+        "new head off the plateau of the commonest letters; 0.5 is good (0)",
+    )
     add = add_task(tasks, "sequence", "classification of whole recordings", SEQUENCE_EXAMPLE)
     add("--preset", metavar="FILE", help="a TOML file with tables [model] and [training]")
     add(
@@ -136,7 +143,6 @@ def positive(text: str) -> int:
 def run_task(options: argparse.Namespace) -> int:
     """Fine-tune, and print the result as JSON; 1 where a self-check failed."""
     from .. import training  # imported late: `--help` need not wait for torch
-    from ..processing import model_name
 
     kinds: dict[str, tuple[Any, Callable[..., dict[str, Any]]]] = {
         "ctc": (training.CTCSettings, training.train_ctc),
@@ -146,8 +152,6 @@ def run_task(options: argparse.Namespace) -> int:
     }
     settings_class, train = kinds[options.task]
     given = {name: value for name, value in vars(options).items() if name in settings_class.__dataclass_fields__}
-    if given.get("init") == "default":
-        given["init"] = model_name("default")
     result = train(settings_class.from_preset(getattr(options, "preset", None), **given), resume=options.resume)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
         print(json.dumps(result))

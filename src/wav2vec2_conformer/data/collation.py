@@ -57,9 +57,23 @@ def sort_out(
     return kept, skipped
 
 
-def pad(waveforms: Sequence[Waveform]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms (N,) -> `input_values` (B, N), padded with 0 on the right, and `attention_mask` (B, N), 1 = real."""
+def few_lengths(samples: int, *, down: bool = False) -> int:
+    """The next length of 8 an octave, at most an eighth longer (`down`: shorter); from 1 to 16 s there are 33 of them.
+
+    In bfloat16 a CPU's kernels are generated for a shape when it is first met, which takes as long as the training step
+    itself: batches whose lengths come again train twice as fast (`benchmarks/batch_shapes.py`).
+    """
+    step = 1 << max(0, samples.bit_length() - 4)
+    return (samples if down else samples + step - 1) // step * step
+
+
+def pad(waveforms: Sequence[Waveform], *, rounded: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waveforms (N,) -> `input_values` (B, N), padded with 0 on the right, and `attention_mask` (B, N), 1 = real.
+
+    N is the longest waveform's length; where it is `rounded`, the next of `few_lengths`.
+    """
     samples = max((len(waveform) for waveform in waveforms), default=0)
+    samples = few_lengths(samples) if rounded else samples
     input_values = torch.zeros(len(waveforms), samples)
     attention_mask = torch.zeros(len(waveforms), samples, dtype=torch.long)
     for row, waveform in enumerate(waveforms):
@@ -81,14 +95,15 @@ class CTCCollator:
         frames_of: Samples -> frames of the model. An utterance with fewer frames than its labels need has an infinite
             loss, and one without any frame cannot enter the model: both are left out and named. None: no such check.
             With workers started by spawn or forkserver it is pickled: give a function, not a lambda.
+        rounded: whether batches have one of a few lengths (`few_lengths`).
     """
 
-    def __init__(self, frames_of: Callable[[int], int] | None = None) -> None:
-        self._frames_of = frames_of
+    def __init__(self, frames_of: Callable[[int], int] | None = None, *, rounded: bool = False) -> None:
+        self._frames_of, self._rounded = frames_of, rounded
 
     def __call__(self, items: Sequence[SpeechItem | SkippedItem]) -> CTCBatch:
         kept, skipped = sort_out(items, self._too_short)
-        input_values, attention_mask = pad([item["input_values"] for item in kept])
+        input_values, attention_mask = pad([item["input_values"] for item in kept], rounded=self._rounded)
         length = max((len(item["labels"]) for item in kept), default=0)
         labels = torch.full((len(kept), length), LABEL_PADDING, dtype=torch.long)
         for row, item in enumerate(kept):
@@ -257,7 +272,8 @@ class PretrainingBatch(TypedDict):
 class PretrainingCollator:
     """Crops items to the shortest of the batch, and draws masks and negatives, all as a function of the items alone.
 
-    As fairseq does: nothing is padded, and every row has the same number of masked frames.
+    As fairseq does: nothing is padded, and every row has the same number of masked frames. What is shorter than
+    `longest` is cut further, to one of `few_lengths`.
 
     Args:
         frames_of: samples -> frames of the model; see `CTCCollator`.
@@ -284,7 +300,8 @@ class PretrainingCollator:
     def __call__(self, items: Sequence[SpeechItem | SkippedItem]) -> PretrainingBatch:
         kept, skipped = sort_out(items, self._too_short)
         samples = min((len(item["input_values"]) for item in kept), default=self._shortest)
-        samples = min(samples, self._longest)
+        # Those of the full length have that one in common already.
+        samples = max(self._shortest, few_lengths(samples, down=True)) if samples < self._longest else self._longest
         seed = int(np.random.SeedSequence([item["draw"] for item in kept]).generate_state(1, np.uint64)[0] >> 1)
         generator = torch.Generator().manual_seed(seed)
         input_values = torch.zeros(len(kept), samples)

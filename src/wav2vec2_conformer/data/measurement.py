@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..audio import AudioError, AudioHeader, audio_header, iter_stored
 from .manifest import Utterance
+from .runs import runs_of
 
 __all__ = ["SILENCE_DB", "AudioFacts", "measure_audio", "measure_recordings", "silence_of"]
 
@@ -131,8 +132,8 @@ class _Meter:
         """Count the runs of a piece; a run that reaches its end goes on in the next piece."""
         if len(full) == 0:
             return
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], np.ones(self._run, np.bool_), full, [False]])))
-        runs = edges[1::2] - edges[::2]
+        starts, ends = runs_of(np.concatenate([np.ones(self._run, np.bool_), full]))
+        runs = ends - starts
         already = self._run if self._run >= CLIPPED_RUN else 0
         self._clipped += int(runs[runs >= CLIPPED_RUN].sum()) - already
         # No longer than what decides whether it counts.

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from .runs import runs_of
+
 __all__ = ["Segment", "SegmentError", "find_segments", "read_rttm", "rttm_lines", "speakers_of"]
 
 ROUNDING = 1e-9  # seconds; ten frames of 0.02 s are no less than 0.2 s
@@ -104,8 +106,7 @@ def find_segments(
     """
     found = []
     for speaker in range(activity.shape[1]):
-        change = np.diff(activity[:, speaker].astype(np.int8), prepend=0, append=0)
-        starts, ends = edges[np.flatnonzero(change == 1)], edges[np.flatnonzero(change == -1)]
+        starts, ends = (edges[frames] for frames in runs_of(activity[:, speaker]))
         apart = starts[1:] - ends[:-1] >= min_silence - ROUNDING  # a gap that stays
         starts, ends = starts[np.r_[True, apart][: len(starts)]], ends[np.r_[apart, True][: len(ends)]]
         kept = ends - starts >= min_speech - ROUNDING

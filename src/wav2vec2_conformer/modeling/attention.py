@@ -13,6 +13,7 @@ from ..configuration import Wav2Vec2ConformerConfig
 from .dropout import dropout
 from .linear import Linear
 from .positions import apply_rotary
+from .quantized import linear_layers
 from .recompute import recomputed_by_clip
 
 # B batch, T frames, D hidden size, H heads, d head size
@@ -74,9 +75,9 @@ class SelfAttention(nn.Module):
             cos, sin = cast(tuple[Tensor, Tensor], positions)
             mixed = apply_rotary(x, cos, sin, heads=self.heads)
         # The scale goes into the queries, which are smaller than the scores; u and v are scaled with them.
-        query = self._heads(self.linear_q(mixed)) * self.head_size**-0.5  # (B, H, T, d)
-        key = self._heads(self.linear_k(mixed))
-        value = self._heads(self.linear_v(x))
+        projected = linear_layers(((self.linear_q, mixed), (self.linear_k, mixed), (self.linear_v, x)))
+        query, key, value = map(self._heads, projected)  # (B, H, T, d)
+        query = query * self.head_size**-0.5
 
         probability = self.dropout if self.training else 0.0
         table = None

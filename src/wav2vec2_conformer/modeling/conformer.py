@@ -22,7 +22,7 @@ from .layer_norm import LayerNorm
 from .linear import Linear, linear
 from .outputs import StateSelection, selected_states
 from .positions import build_conv_positions, build_positions
-from .quantized import QuantizedLinear
+from .quantized import QuantizedLinear, quantized_feed_forward
 from .recompute import recomputed
 
 # B batch, T frames, D hidden size, H heads, L blocks
@@ -42,6 +42,8 @@ class FeedForward(nn.Module):
         self.output_dropout = Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+        if isinstance(self.intermediate_dense, QuantizedLinear) and isinstance(self.output_dense, QuantizedLinear):
+            return quantized_feed_forward(self.intermediate_dense, self.activation, self.output_dense, x)
         x = self.intermediate_dense(x)
         dropping = self.training and self.intermediate_dropout.p > 0
         return cast(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .row_blocks import row_blocks
+
 # N rows (frames of all clips), D their width
 
 __all__ = ["LayerNorm"]
-
-BLOCK = 1 << 18  # numbers that are computed in float32 at once
 
 
 class LayerNorm(nn.LayerNorm):
@@ -42,6 +42,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the input, the weight and the bias, where they are wanted."""
         x, weight, bias, mean, rstd = ctx.saved_tensors
         of_x = None
         if ctx.needs_input_grad[0]:
@@ -55,9 +56,7 @@ class _LayerNorm(torch.autograd.Function):
         rows, grads = x.reshape(-1, width), grad.reshape(-1, width)
         means, scales = mean.reshape(-1, 1).float(), rstd.reshape(-1, 1).float()
         of_weight, of_bias = (torch.zeros(width) for _ in range(2))
-        step = max(1, BLOCK // width)
-        for first in range(0, rows.shape[0], step):
-            some = slice(first, first + step)
+        for some in row_blocks(rows):
             block = grads[some].float()
             of_bias += block.sum(0)
             of_weight += rows[some].float().sub_(means[some]).mul_(scales[some]).mul_(block).sum(0)

@@ -33,10 +33,16 @@ def ctc_loss(
     blank: int,
     reduction: str = "sum",
     zero_infinity: bool = False,
+    prior_scale: float = 0.0,
 ) -> Tensor:
     """Connectionist temporal classification (Graves et al. 2006).
 
     A clip without a frame has no share in the loss, whatever its labels are.
+
+    With a `prior_scale` above 0 each token's probability is divided by that power of its mean over the batch's valid
+    frames (Zeyer et al. 2021, "Why does CTC result in peaky behavior?"). How common a token is then says nothing about
+    where it is, so that the first alignments give every label its share of the frames, and a network learns what labels
+    sound like instead of how common they are. The loss is then no negative log probability, and may be below 0.
 
     Args:
         logits: (B, T, V).
@@ -46,6 +52,7 @@ def ctc_loss(
         reduction: `"sum"` over the clips, `"mean"` (each clip's loss divided by its number of labels, then the mean
             over the clips that have a frame) or `"none"` for (B,) losses.
         zero_infinity: whether a clip with more labels than frames counts 0 instead of infinity.
+        prior_scale: the power, from 0 (ordinary CTC) to 1; no gradient goes through the mean.
 
     Returns:
         () or (B,) float32.
@@ -56,6 +63,10 @@ def ctc_loss(
     lengths = lengths.long()  # a mask of floats gives lengths of floats
     log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)  # (T, B, V)
     lengths = lengths.clamp(max=logits.shape[1])
+    if prior_scale:
+        valid = torch.arange(len(log_probs), device=log_probs.device)[:, None] < lengths  # (T, B)
+        priors = log_probs.detach().exp()[valid].mean(0).clamp(min=torch.finfo(torch.float32).tiny)
+        log_probs = log_probs - prior_scale * priors.log()
     wanted = (labels >= 0) & (labels != blank) & (lengths > 0)[:, None]
     counts = wanted.sum(-1)
     with torch.backends.cudnn.flags(enabled=False):
@@ -68,6 +79,11 @@ def ctc_loss(
             reduction="none",
             zero_infinity=zero_infinity,
         )
+    if prior_scale:
+        # torch relies on a frame's probabilities summing to 1: its gradient is theirs less the occupancies. Where they
+        # do not, the occupancies alone are right.
+        extra = (log_probs.exp() * valid.unsqueeze(-1)).sum((0, 2))
+        losses = losses - torch.where(losses.isfinite() & (losses != 0), extra - extra.detach(), 0.0)
     losses = losses.masked_fill(lengths == 0, 0.0)
     if reduction == "none":
         return losses

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .linear import Linear
+from .row_blocks import row_blocks
 from .wide_buffers import WideBuffers
 
 # N rows (frames of all clips), I inputs, O outputs
 
-__all__ = ["QuantizedLinear", "quantize_linear_layers"]
+__all__ = ["IntegerRows", "QuantizedLinear", "quantize_linear_layers", "quantized_feed_forward"]
 
-BLOCK = 1 << 18  # numbers
 LARGEST = 127  # symmetric: -128 is left out
+
+
+class IntegerRows(NamedTuple):
+    """Rows as integers, each with a scale of its own: (N, I) int8 and (N, 1) float32."""
+
+    integers: Tensor
+    scale: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, inputs: int) -> IntegerRows:
+        """Room for `rows` rows."""
+        return cls(torch.empty(rows, inputs, dtype=torch.int8), torch.empty(rows, 1))
+
+    @classmethod
+    def of(cls, x: Tensor) -> IntegerRows:
+        """(..., I) -> its rows."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError("a quantized model cannot be trained: train first, and quantize what came out")
+        rows = x.detach().flatten(0, -2)
+        found = cls.empty(*rows.shape)
+        for some in row_blocks(rows):
+            found.put(some, rows[some].float())
+        return found
+
+    def put(self, some: slice, rows: Tensor) -> None:
+        """Quantize float32 rows into their places."""
+        scale = unit(rows)
+        self.scale[some] = scale
+        self.integers[some] = (rows / scale).round_()
+
+    def some(self, chosen: slice) -> IntegerRows:
+        """Some of the rows."""
+        return IntegerRows(self.integers[chosen], self.scale[chosen])
 
 
 class QuantizedLinear(WideBuffers):
@@ -30,51 +64,108 @@ class QuantizedLinear(WideBuffers):
         bias: (O,), or None.
     """
 
-    weight: Tensor  # (O, I) int8
     scale: Tensor  # (O,) float32
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         wide = weight.detach().float()
-        scale = scales(wide)
-        self.register_buffer("weight", torch.round(wide / scale).to(torch.int8))
+        self.outputs, self.inputs = wide.shape
+        scale = unit(wide)
         self.register_buffer("scale", scale.squeeze(-1))
         self.register_buffer("bias", None if bias is None else bias.detach().float())
+        # No buffer: in the order that the product reads it is of a kind of tensor that cannot be cast, moved or saved.
+        self.product = integer_product()(torch.round(wide / scale).to(torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O); no gradients."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise RuntimeError("a quantized model cannot be trained: train first, and quantize what came out")
-        rows = x.detach().flatten(0, -2)  # (N, I)
-        out = x.new_empty(rows.shape[0], self.weight.shape[0])
-        if rows.shape[0] == 0:
-            return out.view(*x.shape[:-1], out.shape[1])
-        integers = torch.empty_like(rows, dtype=torch.int8)
-        scale = rows.new_empty(rows.shape[0], 1, dtype=torch.float32)
-        for some in blocks(rows):
-            block = rows[some].float()
-            scale[some] = scales(block)
-            integers[some] = (block / scale[some]).round_()
-        product = torch._int_mm(integers, self.weight.t())  # (N, O) int32
+        return self.outputs_of(IntegerRows.of(x), x)
+
+    def outputs_of(self, rows: IntegerRows, like: Tensor) -> Tensor:
+        """(..., O), of the type and leading sizes of `like`, whose rows, or what became of them, these are."""
+        out = like.new_empty(*like.shape[:-1], self.outputs)
+        flat = out.view(-1, self.outputs)
+        for some in row_blocks(flat):
+            flat[some] = self.wide_outputs_of(rows.some(some))
+        return out
+
+    def wide_outputs_of(self, rows: IntegerRows) -> Tensor:
+        """(N, O) float32."""
+        product = self.product(rows.integers, self.scale)
         bias = cast(Tensor | None, self.bias)
-        for some in blocks(product):
-            block = product[some].float().mul_(self.scale)
-            out[some] = block.mul_(scale[some]) if bias is None else torch.addcmul(bias, block, scale[some], out=block)
-        return out.view(*x.shape[:-1], out.shape[1])
+        return product.mul_(rows.scale) if bias is None else torch.addcmul(bias, product, rows.scale, out=product)
 
 
-def blocks(rows: Tensor) -> Iterator[slice]:
-    """Some rows at a time: what is made of them on the way stays in the cache, in place of fresh memory each time."""
-    step = max(1, BLOCK // rows.shape[1])
-    for first in range(0, rows.shape[0], step):
-        yield slice(first, first + step)
+def linear_layers(layers: Iterable[tuple[nn.Module, Tensor]]) -> list[Tensor]:
+    """The outputs of layers, each of its (..., I); what several quantized ones read is turned into integers once."""
+    outputs = []
+    read, rows = None, None
+    for layer, x in layers:
+        if not isinstance(layer, QuantizedLinear):
+            outputs.append(layer(x))
+            continue
+        if rows is None or x is not read:
+            read, rows = x, IntegerRows.of(x)
+        outputs.append(layer.outputs_of(rows, x))
+    return outputs
 
 
-def scales(rows: Tensor) -> Tensor:
+def quantized_feed_forward(
+    first: QuantizedLinear, activation: Callable[[Tensor], Tensor], second: QuantizedLinear, x: Tensor
+) -> Tensor:
+    """(..., I) -> (..., O) through two layers; what lies between them is never written to memory but as integers."""
+    rows = IntegerRows.of(x)
+    between = IntegerRows.empty(rows.integers.shape[0], first.outputs)
+    for some in row_blocks(between.integers):
+        between.put(some, activation(first.wide_outputs_of(rows.some(some))))
+    return second.outputs_of(between, x)
+
+
+def unit(rows: Tensor) -> Tensor:
     """(N, 1): what a row's largest number is divided by to become the largest integer; above 0."""
     # Two passes that only read are faster than one that writes absolute values to fresh memory.
     largest = torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True))
     return (largest / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+
+
+class PackedProduct:
+    """Products with an (O, I) int8 weight that lies in the order in which the kernel reads it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+        self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+
+    def __call__(self, rows: Tensor, scale: Tensor) -> Tensor:
+        """(N, I) int8 x (O,) float32 -> (N, O) float32, the products times the scale."""
+        return cast(
+            Tensor,
+            torch.ops.onednn.qlinear_pointwise(
+                *(rows, 1.0, 0, self.weight, scale, self.zeros), *(None, 1.0, 0, torch.float32, "none", [], "")
+            ),
+        )
+
+
+class PlainProduct:
+    """The same with a weight as it is: half as fast, but everywhere."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, rows: Tensor, scale: Tensor) -> Tensor:
+        """As `PackedProduct`."""
+        return torch._int_mm(rows, self.weight.t()).float().mul_(scale)
+
+
+@cache
+def integer_product() -> type[PackedProduct] | type[PlainProduct]:
+    """The faster of the two that this build of torch has for this processor: asked for a product, not for its name."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randint(-127, 128, (16, 32), dtype=torch.int8, generator=generator) for _ in range(2))
+    scale = torch.ones(len(weight))
+    try:
+        right = torch.equal(PackedProduct(weight)(rows, scale), (rows.long() @ weight.t().long()).float())
+    except (AttributeError, RuntimeError, TypeError):
+        right = False
+    return PackedProduct if right else PlainProduct
 
 
 def quantize_linear_layers(blocks: nn.Module) -> int:

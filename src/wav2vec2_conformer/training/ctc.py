@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Wav2Vec2Processor, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, Wav2Vec2Processor, set_seed
 
+from ..audio import SAMPLE_RATE
 from ..data import CTCCollator, TextEncoder, build_processor, build_vocabulary, check_coverage
 from ..decoding import greedy_texts
 from ..evaluation import ErrorRates
@@ -39,15 +41,31 @@ class CTCSettings(FineTuningSettings):
 
     Args:
         unknown_limit: largest share of characters that the vocabulary may lack.
+        prior_share: share of the steps in which each letter's and the blank's probability is divided by how common it
+            is (`ctc_loss`), wholly in the first half of them and less and less in the second. It helps a new head off
+            the plateau on which CTC writes the commonest letters.
     """
 
     presets = CTC_PRESETS
 
     unknown_limit: float = 0.01
+    prior_share: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings(self, shares=("unknown_limit",))
+        check_settings(self, shares=("unknown_limit", "prior_share"))
+
+
+class FadingPriors(TrainerCallback):
+    """Sets how much of the priors a step's loss divides by: 1 in the first half of the share, then falling to 0."""
+
+    def __init__(self, task: CTCTask, share: float) -> None:
+        self.task, self.share = task, share
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A function of the step alone, so that a resumed run goes on with it."""
+        left = 1 - state.global_step / max(1.0, self.share * state.max_steps)
+        self.task.prior_scale = min(1.0, max(0.0, 2 * left))
 
 
 class CTCTask(Task[CTCSettings]):
@@ -55,6 +73,7 @@ class CTCTask(Task[CTCSettings]):
 
     metric, higher, field, learnt = "wer", False, "text", 0.05
     model_class = Wav2Vec2ConformerForCTC
+    prior_scale = 0.0
 
     def build(self) -> None:
         """With one output a token of the vocabulary; transcripts that it lacks much of are refused."""
@@ -71,9 +90,17 @@ class CTCTask(Task[CTCSettings]):
             if unknown:
                 logger.warning("%s: %d unknown characters: %s", what, unknown.total(), dict(unknown.most_common(10)))
         self.model = self.load(**token_ids(self.processor), problem_type=None)
+        bias = self.model.lm_head.bias
+        if not bias.any():  # of a new head
+            frames = sum(
+                frames_of(round(utterance.duration * SAMPLE_RATE), self.model.config) for utterance in self.train
+            )
+            labels = [self.encoder.encode(text) for text in texts]
+            with torch.no_grad():
+                bias.copy_(log_priors(labels, frames, len(bias), blank=self.processor.tokenizer.pad_token_id))
 
     @property
-    def encoder(self) -> TextEncoder | None:
+    def encoder(self) -> TextEncoder:
         """Characters -> ids."""
         tokenizer = self.processor.tokenizer
         return TextEncoder(
@@ -87,12 +114,18 @@ class CTCTask(Task[CTCSettings]):
 
     def collator(self, *, training: bool) -> Callable[[Any], Any]:
         """Clips with transcripts; no development utterance is too short to be judged."""
-        return CTCCollator(partial(frames_of, config=self.model.config) if training else None)
+        return CTCCollator(partial(frames_of, config=self.model.config) if training else None, rounded=True)
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The sum of the utterances' CTC losses."""
         lengths = frames_of(batch["attention_mask"].sum(-1), self.model.config)
-        return ctc_loss(outputs.logits, batch["labels"], lengths, blank=self.processor.tokenizer.pad_token_id)
+        blank = self.processor.tokenizer.pad_token_id
+        return ctc_loss(outputs.logits, batch["labels"], lengths, blank=blank, prior_scale=self.prior_scale)
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """The priors' fading."""
+        share = self.settings.prior_share
+        return [FadingPriors(self, share)] if share else []
 
     def scores(self) -> Scores:
         """WER, CER, and how much of what is written is blank."""
@@ -153,6 +186,21 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train and return the figures of the best model; see `fine_tune`."""
     set_seed(settings.seed)
     return fine_tune(CTCTask(settings), resume=resume)
+
+
+def log_priors(labels: Sequence[Sequence[int]], frames: int, tokens: int, *, blank: int) -> Tensor:
+    """(V,) log of the share of the frames that each token gets if each label has one and blank has the others.
+
+    What a new head begins with. Without it the first thing that is learnt is how common each letter is, by a pull that
+    is the same in every frame; where there are few hours to learn from, it turns all hidden states into one constant
+    before any sound is told from another (`recipes/pretraining/RESULTS.md`).
+    """
+    counts = torch.bincount(
+        torch.tensor([label for text in labels for label in text], dtype=torch.long), minlength=tokens
+    )
+    shares = (counts + 0.5) / max(frames, 1)
+    shares[blank] = max(1 - float(shares.sum()), 0.1)  # also where there are about as many labels as frames
+    return shares.log()
 
 
 def token_ids(processor: Wav2Vec2Processor) -> dict[str, int]:

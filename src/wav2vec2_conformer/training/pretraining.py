@@ -333,7 +333,7 @@ def train_pretraining(
         settings = replace(settings, bf16=computes_bfloat16())
     set_seed(settings.seed)
     if settings.init:
-        model_name(settings.init)  # refuses what is none before anything is read
+        settings = replace(settings, init=model_name(settings.init))  # refuses what is none before anything is read
     output = Path(settings.output)
     checkpoint = None if dry_run else prepare_output(output, settings, resume)
     train = usable_recordings(settings.train, settings)

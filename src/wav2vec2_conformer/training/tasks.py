@@ -67,7 +67,7 @@ class Task(ABC, Generic[S]):
     def __init__(self, settings: S) -> None:
         self.settings = settings
         if settings.init:
-            model_name(settings.init)  # refuses what is none before anything is read
+            settings.init = model_name(settings.init)  # refuses what is none before anything is read
         self.train = [line for path in settings.train for line in read_manifest(path, require=self.field)]
         self.dev_name = "the training data" if settings.overfit else str(settings.dev)
         if settings.overfit:
