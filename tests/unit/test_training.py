@@ -19,7 +19,9 @@ from transformers import TrainerCallback
 
 from speech import TINY, sentences, speak, write_config, write_manifest
 from wav2vec2_conformer import Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel
+from wav2vec2_conformer.audio import SAMPLE_RATE
 from wav2vec2_conformer.data import build_processor
+from wav2vec2_conformer.lengths import frames_of
 from wav2vec2_conformer.modeling.batch_norm import FrameBatchNorm
 from wav2vec2_conformer.training import CTCSettings, finetuning, train_ctc
 from wav2vec2_conformer.training import ctc as ctc_module
@@ -613,3 +615,48 @@ def test_a_lone_dev_utterance_longer_than_a_batch(settings: Callable[..., CTCSet
 
 def test_speak_is_long_enough_for_its_labels() -> None:
     assert len(speak("AB CD")) > 16_000 // 2
+
+
+def test_a_new_head_begins_with_how_common_letters_are(
+    settings: Callable[..., CTCSettings], recorder: Recorder, corpus: Path, tmp_path: Path
+) -> None:
+    train_ctc(settings(max_batch=8))
+    begun = recorder.weights[0]["lm_head.bias"].exp()
+    config = Wav2Vec2ConformerConfig.from_pretrained(tmp_path / "out")
+    processor = ctc_module.load_processor(str(tmp_path / "out"))
+    assert processor is not None
+    vocabulary = processor.tokenizer.get_vocab()
+    lines = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    frames = sum(frames_of(round(line["duration"] * SAMPLE_RATE), config) for line in lines)
+    letters = "".join(line["text"] for line in lines)
+    for token, index in vocabulary.items():
+        count = letters.count(" " if token == "|" else token)
+        if index != config.pad_token_id:
+            assert float(begun[index]) == pytest.approx(max(count / frames, 1e-5), rel=1e-4)
+    assert float(begun.sum()) == pytest.approx(1, rel=1e-3)
+
+    recorder.weights.clear()  # a head that was trained is taken as it is
+    train_ctc(settings(init=str(tmp_path / "out"), output=str(tmp_path / "again"), max_batch=8))
+    assert torch.equal(recorder.weights[0]["lm_head.bias"], model_weights(tmp_path / "out")["lm_head.bias"])
+
+
+def model_weights(folder: Path) -> State:
+    from safetensors.torch import load_file
+
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def test_priors_fade(settings: Callable[..., CTCSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divided out wholly in the first half of their share of the updates, then less and less, and never in judging."""
+    used: list[float] = []
+    loss = ctc_module.ctc_loss
+
+    def note(*args: Any, prior_scale: float, **kwargs: Any) -> Tensor:
+        used.append(prior_scale)
+        return loss(*args, prior_scale=prior_scale, **kwargs)
+
+    monkeypatch.setattr(ctc_module, "ctc_loss", note)
+    train_ctc(settings(updates=10, prior_share=0.8))
+    assert used == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+    with pytest.raises(ValueError, match="`prior_share` is a share: it must be at least 0 and below 1, got 1"):
+        settings(prior_share=1.5)

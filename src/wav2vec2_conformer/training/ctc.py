@@ -30,6 +30,8 @@ from .tasks import Batch, Scores, Task
 
 __all__ = ["CTCSettings", "train_ctc"]
 
+RAREST = 1e-5  # share of the frames that a token which is in no transcript begins with
+
 logger = logging.getLogger(__name__)
 
 
@@ -198,7 +200,7 @@ def log_priors(labels: Sequence[Sequence[int]], frames: int, tokens: int, *, bla
     counts = torch.bincount(
         torch.tensor([label for text in labels for label in text], dtype=torch.long), minlength=tokens
     )
-    shares = (counts + 0.5) / max(frames, 1)
+    shares = (counts / max(frames, 1)).clamp(min=RAREST)
     shares[blank] = max(1 - float(shares.sum()), 0.1)  # also where there are about as many labels as frames
     return shares.log()
 

@@ -62,8 +62,8 @@ class BlankMonitor:
         if self.empty == STUCK:
             logger.warning(
                 "%d evaluations in a row the model wrote nothing at all (only blanks). A model from scratch does so "
-                "for some hundred updates, and leaves it by itself if it can learn. Otherwise try: shorter utterances "
-                "first; a lower learning rate or a longer warm-up; a model to start from (--init); --overfit 10, which "
-                "tells whether transcripts and audio belong together",
+                "for some hundred updates, and leaves it by itself if it can learn. Otherwise try: --prior-share 0.5; "
+                "shorter utterances first; a lower learning rate or a longer warm-up; a model to start from (--init); "
+                "--overfit 10, which tells whether transcripts and audio belong together",
                 STUCK,
             )

@@ -1,0 +1,61 @@
+"""Why training batches have one of a few lengths: a CPU's kernels are generated for each new shape.
+
+    python benchmarks/batch_shapes.py [--threads 1]
+
+Prints one JSON object: the median processor milliseconds of forward and backward of a network of the default model's
+size in bfloat16, on 3 clips of about 7 s, for lengths that come for the first time and for the same ones afterwards,
+and how many lengths there are from 1 to 16 s before and after rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+
+import torch
+from measuring import machine
+
+from wav2vec2_conformer import Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC
+from wav2vec2_conformer.data.collation import few_lengths
+from wav2vec2_conformer.transcription import DEFAULT_MODEL
+
+CLIPS, SAMPLES, LENGTHS = 3, 112_000, 24
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = Wav2Vec2ConformerForCTC(Wav2Vec2ConformerConfig.from_pretrained(DEFAULT_MODEL)).train()
+    lengths = [SAMPLES + 640 * index for index in range(LENGTHS)]
+    random.Random(0).shuffle(lengths)
+
+    def step(samples: int) -> float:
+        values, labels = torch.randn(CLIPS, samples), torch.randint(5, 30, (CLIPS, 60))
+        begun = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(values, attention_mask=torch.ones(CLIPS, samples, dtype=torch.long), labels=labels).loss
+        loss.backward()
+        return 1000 * (time.process_time() - begun)
+
+    for _ in range(4):
+        step(SAMPLES - 640)
+    first = statistics.median(map(step, lengths))
+    again = statistics.median(map(step, lengths))
+    told = {
+        "new_length_ms": round(first, 1),
+        "seen_length_ms": round(again, 1),
+        "ratio": round(first / again, 2),
+        "lengths_from_1_to_16_s": len({few_lengths(samples) for samples in range(16_000, 256_001)}),
+    }
+    print(json.dumps(machine(options.threads) | told))
+
+
+if __name__ == "__main__":
+    main()
