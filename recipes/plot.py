@@ -52,7 +52,8 @@ def main() -> None:
             axis.locator_params(axis="x", nbins=6)
             axis.grid(alpha=0.3)
         offset += 0 if options.over_one_another else last
-    axes[0].set_yscale("log")
+    if axes[0].get_ylim()[0] > 0:  # where priors are divided out, a loss is below 0
+        axes[0].set_yscale("log")
     axes[0].legend(fontsize=8)
     figure.savefig(options.output, dpi=110)
 

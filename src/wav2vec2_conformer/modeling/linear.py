@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,22 @@ from torch import Tensor, nn
 
 __all__ = ["Linear", "linear"]
 
-# oneDNN's convolution of kernel 1 beats the BLAS product by 6 to 23 % at the sizes of a large model on x86, and loses a
-# little on small ones (`benchmarks/linear.py`). Other processors have their own fast BLAS.
-ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+def is_by_intel() -> bool:
+    """Whether the processor is Intel's, for which torch's BLAS, MKL, is made."""
+    facts = Path("/proc/cpuinfo")
+    told = facts.read_text(errors="replace")[:4096] if facts.exists() else platform.processor()
+    return "GenuineIntel" in told or platform.system() == "Darwin"
+
+
+# At the sizes of a large model, oneDNN's convolution of kernel 1 beats the BLAS product by 6 to 23 % on AMD's
+# processors, and loses a little on small ones; on Intel's it loses up to a fifth (`benchmarks/linear.py`). Processors
+# of other kinds have their own BLAS.
+ONEDNN = (
+    platform.machine().lower() in ("x86_64", "amd64")
+    and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and not is_by_intel()
+)
 FEWEST_ROWS, SMALLEST_WEIGHT = 512, 1 << 20
 
 

@@ -17,7 +17,7 @@ from ..audio import SAMPLE_RATE
 from ..data import CTCCollator, TextEncoder, build_processor, build_vocabulary, check_coverage
 from ..decoding import greedy_texts
 from ..evaluation import ErrorRates
-from ..lengths import frames_of
+from ..lengths import frame_mask, frames_of
 from ..modeling import Wav2Vec2ConformerForCTC
 from ..modeling.losses import ctc_loss
 from ..processing import load_processor
@@ -118,9 +118,20 @@ class CTCTask(Task[CTCSettings]):
         """Clips with transcripts; no development utterance is too short to be judged."""
         return CTCCollator(partial(frames_of, config=self.model.config) if training else None, rounded=True)
 
+    def logits_of(self, outputs: Any, batch: Batch) -> Tensor:
+        """Those of real frames: padded ones say blank, whatever was computed."""
+        lengths = self._frames(batch)
+        logits: Tensor = outputs.logits[frame_mask(lengths, outputs.logits.shape[1])]
+        return logits
+
+    def _frames(self, batch: Batch) -> Tensor:
+        """(B,) of each utterance."""
+        lengths: Tensor = frames_of(batch["attention_mask"].sum(-1), self.model.config)
+        return lengths
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The sum of the utterances' CTC losses."""
-        lengths = frames_of(batch["attention_mask"].sum(-1), self.model.config)
+        lengths = self._frames(batch)
         blank = self.processor.tokenizer.pad_token_id
         return ctc_loss(outputs.logits, batch["labels"], lengths, blank=blank, prior_scale=self.prior_scale)
 

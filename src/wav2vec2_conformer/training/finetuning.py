@@ -122,7 +122,7 @@ class FineTuningTrainer(SpeechTrainer):
     ) -> Any:
         """The sum of the task's losses over the items of the whole step."""
         outputs = model(**self.task.inputs(inputs))
-        self.logits.add(outputs.logits)
+        self.logits.add(self.task.logits_of(outputs, inputs))
         loss = self.share_of_step(self.task.loss(outputs, inputs), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 

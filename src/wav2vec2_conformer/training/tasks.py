@@ -128,6 +128,11 @@ class Task(ABC, Generic[S]):
         """What of a batch the model is called with."""
         return {"input_values": batch["input_values"], "attention_mask": batch["attention_mask"]}
 
+    def logits_of(self, outputs: Any, batch: Batch) -> Tensor:
+        """The logits that the network computed, whose scale is watched."""
+        logits: Tensor = outputs.logits
+        return logits
+
     def items_of(self, batch: Batch) -> int:
         """How many items of a batch the loss sums over: utterances."""
         return int(batch["input_values"].shape[0])
