@@ -34,7 +34,7 @@ def statistics(model: nn.Module, module: nn.Module, waveforms: list[Tensor]) -> 
         model(waveform)
     handle.remove()
     frames = torch.cat(found)
-    return frames.mean(0), frames.std(0)
+    return frames.mean(0), frames.std(0).clamp(min=1e-5)
 
 
 def signal_share(model: nn.Module, waveform: Tensor) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.compute_types import COMPUTE_TYPES, convert, convert_checked
-from wav2vec2_conformer.modeling import quantized
+from wav2vec2_conformer.modeling import quantized, row_blocks
 from wav2vec2_conformer.modeling.conformer import ConvolutionModule, FeedForward
 from wav2vec2_conformer.modeling.linear import Linear
 from wav2vec2_conformer.modeling.quantized import (
@@ -80,17 +82,49 @@ def test_integer_product_is_its_definition(bias: bool) -> None:
     assert off(got, linear(x).detach()) < 0.02
 
 
-def test_layers_in_a_row_are_those_one_at_a_time() -> None:
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("block", [1, 100, 1 << 19])  # numbers: a row, two rows, everything at once
+def test_layers_in_a_row_are_those_one_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What several layers read is quantized once, and what lies between two is not written down: the same numbers."""
     torch.manual_seed(0)
     first, second, wide = (QuantizedLinear(torch.randn(48, 48), torch.randn(48)) for _ in range(3))
     x, y = torch.randn(2, 7, 48), torch.randn(2, 7, 48)
     plain = nn.Linear(48, 5)
     with torch.inference_mode():
+        alone = first(x), plain(x), second(x), wide(y)
+        through = second(torch.relu(first(x)))
+        monkeypatch.setattr(row_blocks, "BLOCK", block)
         together = linear_layers([(first, x), (plain, x), (second, x), (wide, y)])
-        for got, expected in zip(together, (first(x), plain(x), second(x), wide(y)), strict=True):
+        for got, expected in zip(together, alone, strict=True):
             assert torch.equal(got, expected)
-        assert torch.equal(quantized_feed_forward(first, torch.relu, second, x), second(torch.relu(first(x))))
+        assert torch.equal(quantized_feed_forward(first, torch.relu, second, x), through)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_layer_is_copied_and_pickled_and_has_no_state() -> None:
+    torch.manual_seed(0)
+    layer, x = QuantizedLinear(torch.randn(24, 48), torch.randn(24)), torch.randn(7, 48)
+    with torch.inference_mode():
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer).double()):
+            assert torch.equal(other(x), layer(x))
+    for use in (layer.state_dict, lambda: layer.load_state_dict({})):
+        with pytest.raises(ValueError, match=r"is not saved, and has no state to load: keep the float32 model"):
+            use()
+    with pytest.raises(RuntimeError, match="a model in int8 runs on a CPU, and its input is on meta"):
+        layer(x.to("meta"))
+
+
+def test_what_torch_takes_by_default_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = integer_product.__wrapped__()
+    monkeypatch.setattr(quantized, "integer_product", integer_product.__wrapped__)
+    weight, x = torch.randn(24, 48), torch.randn(7, 48)
+    before = QuantizedLinear(weight, None)(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert integer_product.__wrapped__() is expected
+        assert torch.equal(QuantizedLinear(weight, None)(x), before)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_build_without_the_packed_product_takes_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wav2vec2_conformer import Wav2Vec2ConformerConfig
 from wav2vec2_conformer.modeling import convolution
+from wav2vec2_conformer.modeling import linear as linear_module
 from wav2vec2_conformer.modeling.convolution import Depthwise, Strided, conv1d_channels_last
+from wav2vec2_conformer.modeling.positions import build_conv_positions
 
 
 @pytest.fixture(autouse=True)
@@ -93,20 +96,54 @@ def test_under_autocast_gradients_come_in_the_types_of_the_weights(kernel: int, 
         assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
 
 
-@pytest.mark.parametrize(("channels", "kernel", "stride"), [(16, 4, 4), (24, 20, 20), (8, 20, 20), (2, 2, 3)])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "groups"),
+    [(16, 4, 4, 1), (24, 20, 20, 1), (2, 2, 3, 1), (8, 8, 1, 1), (16, 8, 4, 1), (24, 20, 8, 1), (256, 20, 1, 32)],
+)
 @pytest.mark.parametrize("frames", [100, 1000, 6000])
-def test_windows_side_by_side_are_right_in_bfloat16(channels: int, kernel: int, stride: int, frames: int) -> None:
+def test_few_channels_are_right_in_bfloat16(channels: int, kernel: int, stride: int, groups: int, frames: int) -> None:
     """oneDNN's own are not, on processors with AMX (torch 2.13): every number is another one."""
     torch.manual_seed(0)
-    x, weight = torch.randn(3, frames, channels), torch.randn(16, channels, kernel)
-    exact = conv1d_channels_last(x, weight, stride=stride)
+    x, weight = torch.randn(3, frames, channels), torch.randn(32, channels // groups, kernel)
+    x.requires_grad_()
+    weight.requires_grad_()
+    exact = conv1d_channels_last(x, weight, stride=stride, groups=groups)
+    expected = torch.autograd.grad(exact.square().sum(), (x, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        half = conv1d_channels_last(x.requires_grad_(), weight.requires_grad_(), stride=stride)
+        half = conv1d_channels_last(x, weight, stride=stride, groups=groups)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).norm() < 0.01 * exact.norm()
-    half.float().square().sum().backward()
-    for got in (x.grad, weight.grad):
-        assert got is not None
-    expected = torch.autograd.grad(conv1d_channels_last(x, weight, stride=stride).square().sum(), (x, weight))
-    for got, wanted in zip((x.grad, weight.grad), expected, strict=True):
+    for got, wanted in zip(torch.autograd.grad(half.float().square().sum(), (x, weight)), expected, strict=True):
         assert (got - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize(("width", "groups"), [(96, 16), (160, 16), (256, 32), (32, 2)])
+def test_convolutional_positions_are_right_in_bfloat16(width: int, groups: int) -> None:
+    torch.manual_seed(0)
+    config = Wav2Vec2ConformerConfig(
+        hidden_size=width, num_attention_heads=2, position_embeddings_type="convolutional",
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=groups,
+    )  # fmt: skip
+    positions, x = build_conv_positions(config), torch.randn(2, 300, width)
+    with torch.no_grad():
+        for parameter in positions.parameters():
+            parameter.normal_()
+        exact = positions(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = positions(x)
+    assert (half.float() - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_a_wide_linear_layer_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the convolution that stands in for it, also where a processor has a faster way."""
+    monkeypatch.setattr(linear_module, "ONEDNN", True)
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 300, 1024), torch.randn(1024, 1024), torch.randn(1024)
+    calls = []
+    convolve = F.conv2d
+    monkeypatch.setattr(linear_module.F, "conv2d", lambda *inputs: calls.append(1) or convolve(*inputs))
+    with torch.no_grad():
+        got = linear_module.linear(x, weight, bias)
+    assert calls
+    torch.testing.assert_close(got, F.linear(x, weight, bias), atol=1e-3, rtol=1e-4)

@@ -201,3 +201,24 @@ def test_priors_are_divided_out_and_gradients_are_those_of_brute_force(prior_sca
     assert torch.equal(ctc_loss(logits, labels, lengths, **(chosen | {"prior_scale": 0.0})), ctc_loss(
         logits, labels, lengths, blank=0, zero_infinity=zero_infinity, reduction="none"
     ))  # fmt: skip
+
+
+def test_priors_of_nothing_and_losses_of_zero() -> None:
+    logits = draw_logits(2, 3, 4).requires_grad_()
+    labels = torch.tensor([[1], [2]])
+    loss = ctc_loss(logits, labels, torch.tensor([0, 0]), blank=0, prior_scale=1.0)
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+    # One frame, one path: its probability over its prior, which is the same number, is 1, and its loss 0.
+    shares = torch.tensor([0.7, 0.2, 0.1])
+    frame = shares.log()[None, None].clone().requires_grad_()
+    loss = ctc_loss(frame, torch.tensor([[1]]), torch.tensor([1]), blank=0, prior_scale=1.0, zero_infinity=True)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert frame.grad is not None
+    torch.testing.assert_close(frame.grad[0, 0], shares - torch.tensor([0.0, 1.0, 0.0]))
+    with pytest.raises(ValueError, match=r"`prior_scale` must be from 0 to 1, got 1\.5"):
+        ctc_loss(frame, torch.tensor([[1]]), torch.tensor([1]), blank=0, prior_scale=1.5)

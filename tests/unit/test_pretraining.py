@@ -26,7 +26,6 @@ from speech import RATE, TINY, sentences, write_manifest
 from wav2vec2_conformer import Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, Wav2Vec2ConformerForPreTraining
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.data import PretrainingCollator, SkippedItem, SpeechItem, read_recordings
-from wav2vec2_conformer.data.collation import few_lengths
 from wav2vec2_conformer.data.manifest import ManifestError
 from wav2vec2_conformer.lengths import frames_of
 from wav2vec2_conformer.modeling.batch_norm import FrameBatchNorm
@@ -338,8 +337,7 @@ def test_a_batch_is_crops_without_padding(collate: PretrainingCollator, lengths:
     starts = set()
     for epoch in range(20):
         batch = collate([item(samples, index, epoch) for index, samples in enumerate(lengths)])
-        shortest = min(lengths)
-        samples = 24_000 if shortest >= 24_000 else max(8000, few_lengths(shortest, down=True))
+        samples = min(24_000, *lengths, 10**9)
         frames = frames_of(samples, Wav2Vec2ConformerConfig(**MODEL))
         assert batch["input_values"].shape == (len(lengths), samples)
         for row, waveform in enumerate(batch["input_values"]):
@@ -361,6 +359,22 @@ def test_a_batch_is_crops_without_padding(collate: PretrainingCollator, lengths:
         assert (chosen % frames != columns[:, None]).all()
         assert batch["skipped_names"] == []
     assert len(starts) > 15 * sum(length > samples + 500 for length in lengths)  # at random places
+
+
+def test_lengths_of_batches_come_again() -> None:
+    config = Wav2Vec2ConformerConfig(**MODEL)
+    rounding = PretrainingCollator(
+        partial(frames_of, config=config),
+        partial(module.draw_masks, config=config),
+        partial(module.draw_negatives, count=20),
+        shortest=8000,
+        longest=24_000,
+        rounded=True,
+    )
+    for samples, expected in ((8000, 8000), (8300, 8192), (17_000, 16_384), (23_999, 22_528), (24_001, 24_000)):
+        batch = rounding([item(samples, 1), item(samples + 500, 2)])
+        assert batch["input_values"].shape == (2, expected)
+        assert batch["mask_time_indices"].shape == (2, frames_of(expected, config))
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -405,7 +419,7 @@ def test_what_is_too_short_or_broken_is_named_and_an_empty_batch_passes(collate:
     named = ["1.wav: 0.50 s, shorter than the least of 0.50 s", "b.wav: is no audio"]
     batch = collate([bad[0], item(9000, 7), bad[1]])
     assert batch["skipped_names"] == named
-    assert batch["input_values"].shape == (1, few_lengths(9000, down=True))
+    assert batch["input_values"].shape == (1, 9000)
     assert batch["input_values"][0, 0] == 7
     empty = collate(bad)
     assert empty["skipped_names"] == named

@@ -489,6 +489,7 @@ def test_resumed_equals_uninterrupted(
         "evaluate_every": evaluate_every,
         "augment": True,
         "learning_rate": 1e-2,
+        "prior_share": 0.8,
     }
     whole = settings(**common, output=str(tmp_path / "whole"))
     expected = train_ctc(whole)

@@ -272,8 +272,7 @@ class PretrainingBatch(TypedDict):
 class PretrainingCollator:
     """Crops items to the shortest of the batch, and draws masks and negatives, all as a function of the items alone.
 
-    As fairseq does: nothing is padded, and every row has the same number of masked frames. What is shorter than
-    `longest` is cut further, to one of `few_lengths`.
+    As fairseq does: nothing is padded, and every row has the same number of masked frames.
 
     Args:
         frames_of: samples -> frames of the model; see `CTCCollator`.
@@ -281,6 +280,7 @@ class PretrainingCollator:
         negatives: (mask, generator) -> (B, T, K) long.
         shortest: samples below which an item is left out and named.
         longest: samples to which longer crops are cut.
+        rounded: whether what is shorter than `longest` is cut further, to one of `few_lengths`.
     """
 
     def __init__(
@@ -291,17 +291,19 @@ class PretrainingCollator:
         *,
         shortest: int,
         longest: int,
+        rounded: bool = False,
     ) -> None:
         if not 0 < shortest <= longest:
             raise ValueError(f"`shortest` must be above 0 and at most `longest`, got {shortest} and {longest}")
         self._frames_of, self._mask, self._negatives = frames_of, mask, negatives
-        self._shortest, self._longest = shortest, longest
+        self._shortest, self._longest, self._rounded = shortest, longest, rounded
 
     def __call__(self, items: Sequence[SpeechItem | SkippedItem]) -> PretrainingBatch:
         kept, skipped = sort_out(items, self._too_short)
         samples = min((len(item["input_values"]) for item in kept), default=self._shortest)
-        # Those of the full length have that one in common already.
-        samples = max(self._shortest, few_lengths(samples, down=True)) if samples < self._longest else self._longest
+        samples = min(samples, self._longest)
+        if self._rounded and samples < self._longest:  # those of the full length have that one in common already
+            samples = max(self._shortest, few_lengths(samples, down=True))
         seed = int(np.random.SeedSequence([item["draw"] for item in kept]).generate_state(1, np.uint64)[0] >> 1)
         generator = torch.Generator().manual_seed(seed)
         input_values = torch.zeros(len(kept), samples)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import permutations
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..lengths import frame_mask
 
 # B batch, T frames, V vocabulary, S labels or speakers, P width of a comparison, G codebook groups, K negatives
 
@@ -56,40 +59,55 @@ def ctc_loss(
 
     Returns:
         () or (B,) float32.
+
+    Raises:
+        ValueError: `prior_scale` is not from 0 to 1.
     """
+    if not 0 <= prior_scale <= 1:
+        raise ValueError(f"`prior_scale` must be from 0 to 1, got {prior_scale}")
     if logits.shape[1] == 0:
         losses = logits.float().sum((1, 2))  # zeros that still lead back to the network's output
         return losses if reduction == "none" else losses.sum()
     lengths = lengths.long()  # a mask of floats gives lengths of floats
     log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).transpose(0, 1)  # (T, B, V)
     lengths = lengths.clamp(max=logits.shape[1])
-    if prior_scale:
-        valid = torch.arange(len(log_probs), device=log_probs.device)[:, None] < lengths  # (T, B)
-        priors = log_probs.detach().exp()[valid].mean(0).clamp(min=torch.finfo(torch.float32).tiny)
-        log_probs = log_probs - prior_scale * priors.log()
     wanted = (labels >= 0) & (labels != blank) & (lengths > 0)[:, None]
     counts = wanted.sum(-1)
+    ctc = partial(
+        F.ctc_loss,
+        targets=labels[wanted],
+        input_lengths=lengths.clamp(min=1),
+        target_lengths=counts,
+        blank=blank,
+        reduction="none",
+    )
     with torch.backends.cudnn.flags(enabled=False):
-        losses = F.ctc_loss(
-            log_probs,
-            labels[wanted],
-            lengths.clamp(min=1),
-            counts,
-            blank=blank,
-            reduction="none",
-            zero_infinity=zero_infinity,
-        )
-    if prior_scale:
-        # torch relies on a frame's probabilities summing to 1: its gradient is theirs less the occupancies. Where they
-        # do not, the occupancies alone are right.
-        extra = (log_probs.exp() * valid.unsqueeze(-1)).sum((0, 2))
-        losses = losses - torch.where(losses.isfinite() & (losses != 0), extra - extra.detach(), 0.0)
+        if not prior_scale:
+            losses = ctc(log_probs, zero_infinity=zero_infinity)
+        else:
+            scores = log_probs - prior_scale * log_priors(log_probs, lengths)
+            # torch wants probabilities that sum to 1. A path has one factor of each frame, so what they are divided by
+            # to that end is a constant of the clip.
+            losses = ctc(scores.log_softmax(-1), zero_infinity=zero_infinity)
+            constant = (scores.logsumexp(-1) * frame_mask(lengths, len(scores)).t()).sum(0)
+            if zero_infinity:
+                with torch.no_grad():
+                    possible = ctc(log_probs, zero_infinity=False).isfinite()
+                constant = torch.where(possible, constant, 0.0)
+            losses = losses - constant
     losses = losses.masked_fill(lengths == 0, 0.0)
     if reduction == "none":
         return losses
     if reduction == "mean":
         return (losses / counts.clamp(min=1)).sum() / (lengths > 0).sum().clamp(min=1)
     return losses.sum()
+
+
+def log_priors(log_probs: Tensor, lengths: Tensor) -> Tensor:
+    """(V,) log of each token's mean probability over the valid frames of (T, B, V); without a gradient."""
+    valid = frame_mask(lengths, len(log_probs)).t().unsqueeze(-1)  # (T, B, 1)
+    total = (log_probs.detach().exp() * valid).sum((0, 1))
+    return (total / valid.sum().clamp(min=1)).clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 class Contrast(NamedTuple):

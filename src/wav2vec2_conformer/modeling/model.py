@@ -24,7 +24,7 @@ from .language_adapter import ZeroLinear
 from .masking import sample_spans
 from .outputs import StateSelection
 from .positions import NormedWeight, RotaryPositions
-from .quantized import QuantizedLinear, quantize_linear_layers
+from .quantized import STATE, QuantizedLinear, quantize_linear_layers
 from .unused import UnusedTensors, seal_unused
 
 # B batch, N samples, T frames, C conv channels, D hidden size, L blocks
@@ -134,10 +134,7 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
             ValueError: it was quantized.
         """
         if self.is_quantized_to_int8:
-            raise ValueError(
-                "a quantized model is not saved: keep the float32 model, and quantize it after loading, which takes "
-                "less time than reading it"
-            )
+            raise ValueError(STATE)
         super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()

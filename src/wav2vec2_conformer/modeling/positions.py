@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..configuration import Wav2Vec2ConformerConfig
+from .convolution import conv1d_channels_last
 from .unused import rename_old_weight_norm, unused_conv_positions
 from .wide_buffers import WideBuffers
 
@@ -135,11 +136,11 @@ class ConvPositions(nn.Module):
         """(B, T, D) -> (B, T, D); padded frames of `x` must be 0, as they are beyond the end of a clip alone."""
         if x.shape[1] == 0:
             return x
-        return F.gelu(self.conv(x.transpose(1, 2))).transpose(1, 2)
+        return F.gelu(self.conv(x))
 
 
 class NormedConv(nn.Module):
-    """A convolution (B, C, T) -> (B, C, T) whose weight is a `NormedWeight`."""
+    """A convolution (B, T, C) -> (B, T, C) whose weight is a `NormedWeight`."""
 
     def __init__(self, channels: int, kernel: int, groups: int) -> None:
         super().__init__()
@@ -151,7 +152,8 @@ class NormedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; of the frames that an even kernel adds at the end, there is one too many."""
         weight = self.parametrizations["weight"]()
-        return F.conv1d(x, weight, self.bias, padding=self.kernel // 2, groups=self.groups)[..., : x.shape[2]]
+        found = conv1d_channels_last(x, weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+        return found[:, : x.shape[1]]
 
 
 def build_conv_positions(config: Wav2Vec2ConformerConfig) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from .wide_buffers import WideBuffers
 __all__ = ["IntegerRows", "QuantizedLinear", "quantize_linear_layers", "quantized_feed_forward"]
 
 LARGEST = 127  # symmetric: -128 is left out
+STATE = (
+    "a quantized model is not saved, and has no state to load: keep the float32 model, and quantize it after loading, "
+    "which takes less time than reading it"
+)
 
 
 class IntegerRows(NamedTuple):
@@ -29,13 +33,18 @@ class IntegerRows(NamedTuple):
     @classmethod
     def empty(cls, rows: int, inputs: int) -> IntegerRows:
         """Room for `rows` rows."""
-        return cls(torch.empty(rows, inputs, dtype=torch.int8), torch.empty(rows, 1))
+        return cls(
+            torch.empty(rows, inputs, dtype=torch.int8, device="cpu"),
+            torch.empty(rows, 1, dtype=torch.float32, device="cpu"),
+        )
 
     @classmethod
     def of(cls, x: Tensor) -> IntegerRows:
         """(..., I) -> its rows."""
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError("a quantized model cannot be trained: train first, and quantize what came out")
+        if x.device.type != "cpu":
+            raise RuntimeError(f"a model in int8 runs on a CPU, and its input is on {x.device}; move it to the CPU")
         rows = x.detach().flatten(0, -2)
         found = cls.empty(*rows.shape)
         for some in row_blocks(rows):
@@ -59,6 +68,9 @@ class QuantizedLinear(WideBuffers):
     A row's scale is that row's own largest number, so that no frame's result depends on other frames or clips. Only the
     product is in integers, summed in 32 bits. What goes in and comes out is of the network's type around it.
 
+    The layer can be copied and pickled, and not saved as a state: the integers are not in it. Hooks on it are not
+    called where several layers are computed together (`linear_layers`, `quantized_feed_forward`).
+
     Args:
         weight: (O, I), float.
         bias: (O,), or None.
@@ -74,7 +86,13 @@ class QuantizedLinear(WideBuffers):
         self.register_buffer("scale", scale.squeeze(-1))
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         # No buffer: in the order that the product reads it is of a kind of tensor that cannot be cast, moved or saved.
-        self.product = integer_product()(torch.round(wide / scale).to(torch.int8))
+        self.product = product_with(torch.round(wide / scale).to(torch.int8))
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        raise ValueError(STATE)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        raise ValueError(STATE)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O); no gradients."""
@@ -132,16 +150,19 @@ class PackedProduct:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
-        self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+        self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32, device="cpu")
 
     def __call__(self, rows: Tensor, scale: Tensor) -> Tensor:
-        """(N, I) int8 x (O,) float32 -> (N, O) float32, the products times the scale."""
+        """(N, I) int8 x (O,) -> (N, O) float32, the products times the scale."""
         return cast(
             Tensor,
             torch.ops.onednn.qlinear_pointwise(
-                *(rows, 1.0, 0, self.weight, scale, self.zeros), *(None, 1.0, 0, torch.float32, "none", [], "")
+                *(rows, 1.0, 0, self.weight, scale.float(), self.zeros), *(None, 1.0, 0, torch.float32, "none", [], "")
             ),
         )
+
+    def __reduce__(self) -> Any:
+        return product_with, (self.weight.to_dense().t().contiguous(),)
 
 
 class PlainProduct:
@@ -154,18 +175,31 @@ class PlainProduct:
         """As `PackedProduct`."""
         return torch._int_mm(rows, self.weight.t()).float().mul_(scale)
 
+    def __reduce__(self) -> Any:
+        return product_with, (self.weight,)
+
+
+Product = PackedProduct | PlainProduct
+
 
 @cache
-def integer_product() -> type[PackedProduct] | type[PlainProduct]:
-    """The faster of the two that this build of torch has for this processor: asked for a product, not for its name."""
-    generator = torch.Generator().manual_seed(0)
-    rows, weight = (torch.randint(-127, 128, (16, 32), dtype=torch.int8, generator=generator) for _ in range(2))
-    scale = torch.ones(len(weight))
+def integer_product() -> type[Product]:
+    """The packed one where this build of torch has it and it is right on this processor, else the plain one."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    rows, weight = (
+        torch.randint(-127, 128, (16, 32), dtype=torch.int8, generator=generator, device="cpu") for _ in range(2)
+    )
+    scale = torch.ones(len(weight), dtype=torch.float32, device="cpu")
     try:
         right = torch.equal(PackedProduct(weight)(rows, scale), (rows.long() @ weight.t().long()).float())
     except (AttributeError, RuntimeError, TypeError):
         right = False
     return PackedProduct if right else PlainProduct
+
+
+def product_with(weight: Tensor) -> Product:
+    """Products with an (O, I) int8 weight, the way that this machine has."""
+    return integer_product()(weight)
 
 
 def quantize_linear_layers(blocks: nn.Module) -> int:

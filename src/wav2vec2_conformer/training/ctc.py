@@ -27,6 +27,7 @@ from .presets import CTC_PRESETS
 from .record import check_settings
 from .settings import FineTuningSettings
 from .tasks import Batch, Scores, Task
+from .trainer import makes_kernels
 
 __all__ = ["CTCSettings", "train_ctc"]
 
@@ -45,7 +46,8 @@ class CTCSettings(FineTuningSettings):
         unknown_limit: largest share of characters that the vocabulary may lack.
         prior_share: share of the steps in which each letter's and the blank's probability is divided by how common it
             is (`ctc_loss`), wholly in the first half of them and less and less in the second. It helps a new head off
-            the plateau on which CTC writes the commonest letters.
+            the plateau on which CTC writes the commonest letters. How common is counted in each batch of a process, so
+            that accumulated batches are then not quite one large batch.
     """
 
     presets = CTC_PRESETS
@@ -92,8 +94,8 @@ class CTCTask(Task[CTCSettings]):
             if unknown:
                 logger.warning("%s: %d unknown characters: %s", what, unknown.total(), dict(unknown.most_common(10)))
         self.model = self.load(**token_ids(self.processor), problem_type=None)
-        bias = self.model.lm_head.bias
-        if not bias.any():  # of a new head
+        if "lm_head.bias" in self.drawn:
+            bias = self.model.lm_head.bias
             frames = sum(
                 frames_of(round(utterance.duration * SAMPLE_RATE), self.model.config) for utterance in self.train
             )
@@ -116,7 +118,10 @@ class CTCTask(Task[CTCSettings]):
 
     def collator(self, *, training: bool) -> Callable[[Any], Any]:
         """Clips with transcripts; no development utterance is too short to be judged."""
-        return CTCCollator(partial(frames_of, config=self.model.config) if training else None, rounded=True)
+        return CTCCollator(
+            partial(frames_of, config=self.model.config) if training else None,
+            rounded=makes_kernels(self.settings.bf16),
+        )
 
     def logits_of(self, outputs: Any, batch: Batch) -> Tensor:
         """Those of real frames: padded ones say blank, whatever was computed."""

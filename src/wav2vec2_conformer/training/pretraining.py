@@ -32,7 +32,7 @@ from .progress import ProgressBar
 from .record import check_settings, prepare_output, record_settings
 from .report import PRETRAINING, write_report
 from .schedules import check_schedule
-from .trainer import SpeechLoader, SpeechTrainer, share_of, trainer_arguments
+from .trainer import SpeechLoader, SpeechTrainer, makes_kernels, share_of, trainer_arguments
 
 # B batch, N samples, T frames, K negatives, G codebook groups
 
@@ -424,6 +424,7 @@ def make_loader(
         partial(draw_negatives, count=config.num_negatives),
         shortest=round(settings.least_seconds * SAMPLE_RATE),
         longest=round(settings.crop_seconds * SAMPLE_RATE),
+        rounded=makes_kernels(settings.bf16),
     )
     return SpeechLoader(
         dataset,

@@ -56,7 +56,8 @@ def write_report(path: Path, history: list[dict[str, Any]], panels: list[Panel],
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("update", fontsize=9)
         axis.set_ylabel(unit, fontsize=9)
-        axis.set_ylim(bottom=0)
+        if all((line.get_ydata() >= 0).all() for line in axis.lines):
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         if len(axis.lines) > 1:
             axis.legend(fontsize=8)

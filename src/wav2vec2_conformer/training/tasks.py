@@ -6,6 +6,7 @@ import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -54,6 +55,7 @@ class Task(ABC, Generic[S]):
         higher: whether more of it is better.
         field: what every line of a manifest must say.
         model: with its head.
+        drawn: names of its weights that were not in `init`.
         train, dev: the utterances.
         learnt: the metric's value at which `--overfit` says that the model has learnt its few utterances.
     """
@@ -67,7 +69,8 @@ class Task(ABC, Generic[S]):
     def __init__(self, settings: S) -> None:
         self.settings = settings
         if settings.init:
-            settings.init = model_name(settings.init)  # refuses what is none before anything is read
+            self.settings = settings = copy(settings)  # the caller's stay as they are
+            settings.init = model_name(settings.init or "")  # refuses what is none before anything is read
         self.train = [line for path in settings.train for line in read_manifest(path, require=self.field)]
         self.dev_name = "the training data" if settings.overfit else str(settings.dev)
         if settings.overfit:
@@ -80,6 +83,7 @@ class Task(ABC, Generic[S]):
                 "%s is learnt from and judged on: the figures say nothing about other recordings", settings.dev
             )
         self.model: Wav2Vec2ConformerPreTrainedModel
+        self.drawn: set[str] = set()
         self.build()
 
     def few(self, count: int) -> list[Utterance]:
@@ -176,13 +180,19 @@ class Task(ABC, Generic[S]):
         if settings.init:
             # A head of another size starts anew; network weights of another shape are an error all the same.
             with without_report():
-                model = self.model_class.from_pretrained(
-                    settings.init, dtype=torch.float32, ignore_mismatched_sizes=True, **fields
+                model, found = self.model_class.from_pretrained(
+                    settings.init,
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **fields,
                 )
+            self.drawn = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
         else:
             config = read_config(Path(settings.config) if settings.config else DEFAULT_MODEL / "config.json")
             config = Wav2Vec2ConformerConfig.from_dict(config.to_dict() | fields)
             model = self.model_class(config)
+            self.drawn = set(model.state_dict())
         if settings.freeze_feature_encoder:
             model.freeze_feature_encoder()
         loaded: Wav2Vec2ConformerPreTrainedModel = model

@@ -26,7 +26,7 @@ from ..files import unwritable_as_one_line
 from .checkpoints import INCOMPLETE, keep_newest, remove, replace_files
 from .schedules import learning_rate_schedule
 
-__all__ = ["NAMED", "SpeechLoader", "SpeechTrainer", "share_of", "trainer_arguments"]
+__all__ = ["NAMED", "SpeechLoader", "SpeechTrainer", "makes_kernels", "share_of", "trainer_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ Batch = dict[str, Any]
 # Kernels that oneDNN keeps on a CPU, in place of 1024: a network needs about 40 for each length of a batch.
 KERNELS = 4096
 NAMED = 5  # how many skipped utterances are named; the others are counted
+
+
+def makes_kernels(bf16: bool | None) -> bool:
+    """Whether kernels are made for each new shape of a batch, so that shapes had better come again."""
+    return bool(bf16) and not torch.accelerator.is_available()
 
 
 class EpochSampler(LengthBucketSampler):
