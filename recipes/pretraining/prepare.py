@@ -3,9 +3,9 @@
     python recipes/pretraining/prepare.py --data ../shared/data --output runs/pretraining/data
 
 writes `unlabelled` (all train manifests of the folder, without their transcripts), `labelled-10min` and `labelled-1h`
-(utterances of librispeech-train of at most 5.5 and 11 s, drawn speaker by speaker until there is enough), `dev`
-(librispeech-dev), and `config.json`: the default model's configuration, wider, with 25 frames a second and a codebook
-for few hours.
+(utterances of librispeech-train of at most 5.5 and 11 s, drawn speaker by speaker until there is enough),
+`labelled-all` (sentences of three corpora), `dev` (librispeech-dev), and `config.json`: the default model's
+configuration, wider, with 25 frames a second and a codebook for few hours.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ STEM = {"conv_dim": [256, 256, 256], "conv_kernel": [400, 4, 4], "conv_stride": 
 QUIET = dict.fromkeys(
     "hidden_dropout attention_dropout conformer_conv_dropout mask_time_prob mask_feature_prob".split(), 0.0
 )
+SENTENCES = ("librispeech-train", "speechocean762-train", "an4-train")
 CORPORA = ("librispeech-train", "speechocean762-train", "an4-train", "digits-train", "commands-train")
 
 
@@ -65,6 +66,7 @@ def main() -> None:
         # CTC finds its alignment in short utterances first; with those of 14 s, neither side left the plateau.
         "labelled-10min": draw([line for line in librispeech if line["duration"] <= 5.5], 600, seed=1),
         "labelled-1h": draw([line for line in librispeech if line["duration"] <= 11], 3600, seed=1),
+        "labelled-all": [line for name in SENTENCES for line in read(options.data, name) if line.get("text")],
         "dev": read(options.data, "librispeech-dev"),
     }
     for name, lines in manifests.items():
