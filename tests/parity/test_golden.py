@@ -29,8 +29,8 @@ TOLERANCE = 1e-5  # of scale = max |reference tensor|
 # 5.23.0 in float32 is up to 3.4e-5 away from the same files. So these files cannot tell a gradient that is right to
 # 1e-5 from one that is right to 3e-5, and what the issue asks of gradients is shown in three steps below.
 GOLDEN_GRADIENT_ERROR = 2.5e-5
-# A key's bias has no gradient: what is found is rounding, in the same units. 2.5e-5 at most on AMD's processors, 2.9e-5 on
-# Intel's, whose BLAS sums in another order.
+# A key's bias has no gradient: what is found is rounding, in the same units. 2.5e-5 at most on AMD's processors, 2.9e-5
+# on Intel's, whose BLAS sums in another order.
 ROUNDING = 5e-5
 
 each_folder = pytest.mark.parametrize("name", NAMES)
