@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +30,6 @@ __all__ = ["NAMED", "SpeechLoader", "SpeechTrainer", "makes_kernels", "share_of"
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-# Kernels that oneDNN keeps on a CPU, in place of 1024: a network needs about 40 for each length of a batch.
-KERNELS = 4096
 NAMED = 5  # how many skipped utterances are named; the others are counted
 
 
@@ -201,8 +198,6 @@ class SpeechTrainer(Trainer):
         keep_checkpoints: int = 2,
         **kwargs: Any,
     ) -> None:
-        # Read when the first kernel is made. Who has set it, or computed before, keeps what there is.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
         super().__init__(*args, **kwargs)
         self.schedule = schedule  # its name, and the share of the updates in which the rate rises
         self.train_loader = train_loader
