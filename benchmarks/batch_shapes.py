@@ -3,7 +3,8 @@
     python benchmarks/batch_shapes.py [--threads 1]
 
 Prints one JSON object: the median processor milliseconds of forward and backward of a network of the default model's
-size at 25 frames a second in bfloat16, on 3 clips of about 7 s, for 24 lengths that come for the first time and for the same ones afterwards.
+size at 25 frames a second in bfloat16, on 3 clips of about 7 s, for 24 lengths that come for the first time and for the
+same ones afterwards.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def sort_out(
 def few_lengths(samples: int, *, down: bool = False) -> int:
     """The next length of 8 an octave, at most an eighth longer (`down`: shorter); from 1 to 16 s there are 33 of them.
 
-    In bfloat16 a CPU's kernels are generated for a shape when it is first met, which makes a small model's training step
-    1.2 to 1.6 times as long (`benchmarks/batch_shapes.py`).
+    In bfloat16 a CPU's kernels are generated for a shape when it is first met, which makes a small model's training
+    step 1.2 to 1.6 times as long (`benchmarks/batch_shapes.py`).
     """
     step = 1 << max(0, samples.bit_length() - 4)
     return (samples if down else samples + step - 1) // step * step
