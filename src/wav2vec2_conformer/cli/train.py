@@ -60,7 +60,7 @@ def add_parser(commands: Any) -> None:
         type=float,
         metavar="SHARE",
         help="share of the steps in which the letters' probabilities are divided by how common they are, which helps a "
-        "new head off the plateau of the commonest letters; 0.5 is good, 0: none (0)",
+        "new head off the plateau of the commonest letters; 0.5 is good (0.0)",
     )
     add = add_task(tasks, "sequence", "classification of whole recordings", SEQUENCE_EXAMPLE)
     add("--preset", metavar="FILE", help="a TOML file with tables [model] and [training]")
