@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does pre-training help? 13 hours without transcripts, then 10 minutes and 1 hour with them, against the same model from
-# scratch. On 2 quiet CPU cores about two hours.
+# scratch. About two and a half hours of one CPU core.
 #     bash recipes/pretraining/train.sh ../shared/data
 # Run from the project's root in its environment.
 set -eu

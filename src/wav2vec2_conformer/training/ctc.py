@@ -101,7 +101,7 @@ class CTCTask(Task[CTCSettings]):
             )
             labels = [self.encoder.encode(text) for text in texts]
             with torch.no_grad():
-                bias.copy_(log_priors(labels, frames, len(bias), blank=self.processor.tokenizer.pad_token_id))
+                bias.copy_(initial_bias(labels, frames, len(bias), blank=self.processor.tokenizer.pad_token_id))
 
     @property
     def encoder(self) -> TextEncoder:
@@ -206,7 +206,7 @@ def train_ctc(settings: CTCSettings, *, resume: bool = False) -> dict[str, Any]:
     return fine_tune(CTCTask(settings), resume=resume)
 
 
-def log_priors(labels: Sequence[Sequence[int]], frames: int, tokens: int, *, blank: int) -> Tensor:
+def initial_bias(labels: Sequence[Sequence[int]], frames: int, tokens: int, *, blank: int) -> Tensor:
     """(V,) log of the share of the frames that each token gets if each label has one and blank has the others.
 
     What a new head begins with. Without it the first thing that is learnt is how common each letter is, by a pull that
