@@ -15,7 +15,7 @@ from .wide_buffers import WideBuffers
 
 # N rows (frames of all clips), I inputs, O outputs
 
-__all__ = ["IntegerRows", "QuantizedLinear", "quantize_linear_layers", "quantized_feed_forward"]
+__all__ = ["IntegerRows", "QuantizedLinear", "linear_layers", "quantize_linear_layers", "quantized_feed_forward"]
 
 LARGEST = 127  # symmetric: -128 is left out
 STATE = (
@@ -81,7 +81,7 @@ class QuantizedLinear(WideBuffers):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         wide = weight.detach().float()
-        self.outputs, self.inputs = wide.shape
+        self.outputs = wide.shape[0]
         scale = unit(wide)
         self.register_buffer("scale", scale.squeeze(-1))
         self.register_buffer("bias", None if bias is None else bias.detach().float())
