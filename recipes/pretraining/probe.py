@@ -2,9 +2,9 @@
 
     python recipes/pretraining/probe.py --models DIR [DIR ...] --train labelled-1h.jsonl --dev dev.jsonl
 
-Prints, for each model and hidden state, CTC's loss a letter on the development utterances under 9 s, priors divided
-out (`ctc_loss(prior_scale=1)`; below 0, and lower is better). The layer reads 5 frames and learns from 300 utterances
-in 12 passes.
+Prints, for each model and hidden state, of the development utterances under 9 s: CTC's loss a letter, priors divided
+out (`ctc_loss(prior_scale=1)`; below 0, and lower is better), and the CER of the best letter of each frame, with
+priors as they are in the training transcripts. The layer reads 5 frames and learns from 300 utterances in 12 passes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from wav2vec2_conformer import Wav2Vec2ConformerModel
 from wav2vec2_conformer.audio import load_audio
 from wav2vec2_conformer.data import TextEncoder, Utterance, build_vocabulary, read_manifest
 from wav2vec2_conformer.data.dataset import normalize_waveform
+from wav2vec2_conformer.evaluation.error_rates import ErrorRates
 from wav2vec2_conformer.modeling.losses import ctc_loss
 
 UTTERANCES, PASSES, TOGETHER, FRAMES, RATE, LONGEST = 300, 12, 8, 5, 3e-3, 9.0
@@ -48,6 +49,21 @@ def loss_of(head: nn.Module, states: list[Tensor], labels: list[list[int]]) -> T
     return ctc_loss(logits, wanted, lengths, blank=0, prior_scale=1.0, zero_infinity=True)
 
 
+@torch.no_grad()
+def greedy(head: nn.Module, heard: list[Tensor], judged: list[Tensor], frequency: Tensor) -> list[list[int]]:
+    """The letters of the best token of each frame.
+
+    Training with priors divided out leaves open how common the tokens are; the mean over what was heard says how
+    common they became, and `frequency` (V,) how common they should be.
+    """
+    mean = torch.cat([head(states.t()).softmax(0).t() for states in heard]).mean(0)
+    found = []
+    for states in judged:
+        scores = head(states.t()).log_softmax(0).t() - mean.log() + frequency.log()
+        found.append([token for token in scores.argmax(-1).unique_consecutive().tolist() if token])
+    return found
+
+
 def main() -> None:
     """Print a line for each model and hidden state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,11 +76,16 @@ def main() -> None:
     vocabulary = build_vocabulary([one.text or "" for one in [*train, *dev]])
     encoder = TextEncoder(vocabulary, word_delimiter="|", unknown_token="<unk>")
     labels, dev_labels = ([encoder.encode(one.text or "") for one in lines] for lines in (train, dev))
+    letters = {token: letter for letter, token in vocabulary.items()}
     for name in options.models:
         model = Wav2Vec2ConformerModel.from_pretrained(name).eval()
         heard, judged = states_of(model, train), states_of(model, dev)
         for layer in range(len(heard[0])):
             frames = torch.cat([states[layer] for states in heard])
+            frequency = torch.bincount(
+                torch.tensor([token for ids in labels for token in ids]), minlength=len(vocabulary)
+            ) / len(frames)
+            frequency[0] = 1 - frequency.sum()  # the blank has the frames that are left
             mean, deviation = frames.mean(0), frames.std(0) + 1e-4
             own, other = ([(states[layer] - mean) / deviation for states in found] for found in (heard, judged))
             torch.manual_seed(0)
@@ -82,7 +103,11 @@ def main() -> None:
                     optimizer.step()
             with torch.no_grad():
                 total = sum(float(loss_of(head, [one], [ids])) for one, ids in zip(other, dev_labels, strict=True))
-            print(f"{name} state {layer}: {total / sum(map(len, dev_labels)):.3f}", flush=True)
+            errors = ErrorRates()
+            for ids, found in zip(dev_labels, greedy(head, own, other, frequency), strict=True):
+                errors.add(*("".join(letters[token] for token in one).replace("|", " ") for one in (ids, found)))
+            loss_a_letter = total / sum(map(len, dev_labels))
+            print(f"{name} state {layer}: loss {loss_a_letter:.3f}, CER {100 * errors.cer:.1f} %", flush=True)
 
 
 if __name__ == "__main__":

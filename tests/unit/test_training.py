@@ -648,7 +648,7 @@ def model_weights(folder: Path) -> State:
 
 
 def test_priors_fade(settings: Callable[..., CTCSettings], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Divided out wholly in the first half of their share of the updates, then less and less, and never in judging."""
+    """Divided out wholly in three quarters of their share of the updates, then less and less, and never in judging."""
     used: list[float] = []
     loss = ctc_module.ctc_loss
 
@@ -658,6 +658,6 @@ def test_priors_fade(settings: Callable[..., CTCSettings], monkeypatch: pytest.M
 
     monkeypatch.setattr(ctc_module, "ctc_loss", note)
     train_ctc(settings(updates=10, prior_share=0.8))
-    assert used == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+    assert used == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.5, 0, 0])
     with pytest.raises(ValueError, match="`prior_share` is a share: it must be at least 0 and below 1, got 1"):
         settings(prior_share=1.5)

@@ -45,8 +45,8 @@ class CTCSettings(FineTuningSettings):
     Args:
         unknown_limit: largest share of characters that the vocabulary may lack.
         prior_share: share of the steps in which each letter's and the blank's probability is divided by how common it
-            is (`ctc_loss`), wholly in the first half of them and less and less in the second. It helps a new head off
-            the plateau on which CTC writes the commonest letters. How common is counted in each batch of a process, so
+            is (`ctc_loss`), wholly in three quarters of them and then less and less. It helps a new head off the
+            plateau on which CTC writes the commonest letters. How common is counted in each batch of a process, so
             that accumulated batches are then not quite one large batch.
     """
 
@@ -61,7 +61,7 @@ class CTCSettings(FineTuningSettings):
 
 
 class FadingPriors(TrainerCallback):
-    """Sets how much of the priors a step's loss divides by: 1 in the first half of the share, then falling to 0."""
+    """Sets how much of the priors a step's loss divides by: 1 in three quarters of the share, then falling to 0."""
 
     def __init__(self, task: CTCTask, share: float) -> None:
         self.task, self.share = task, share
@@ -69,7 +69,7 @@ class FadingPriors(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A function of the step alone, so that a resumed run goes on with it."""
         left = 1 - state.global_step / max(1.0, self.share * state.max_steps)
-        self.task.prior_scale = min(1.0, max(0.0, 2 * left))
+        self.task.prior_scale = min(1.0, max(0.0, 4 * left))
 
 
 class CTCTask(Task[CTCSettings]):
