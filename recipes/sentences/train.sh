@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # Sentences from the default model, which knows letters, numbers and short sentences: all 10.8 hours with transcripts.
-# On one CPU core about 25 minutes.
+# On one CPU core about 100 minutes.
 #     bash recipes/sentences/train.sh ../shared/data
 # Run from the project's root in its environment.
 set -eu
 data=${1:-../shared/data}
 work=runs/sentences
+here=recipes/sentences
 export OMP_NUM_THREADS=1
 python recipes/pretraining/prepare.py --data "$data" --output $work/data
-wav2vec2-conformer train ctc --preset recipes/sentences/preset.toml --init default --cache-gb 1.5 --workers 0 \
-    --train $work/data/labelled-all.jsonl --dev $work/data/dev.jsonl --output $work/model
-python recipes/plot.py --output recipes/sentences/curves.png $work/model
+train() { # PRESET INIT OUTPUT
+    wav2vec2-conformer train ctc --preset "$1" --init "$2" --cache-gb 1.5 --workers 0 \
+        --train $work/data/labelled-all.jsonl --dev $work/data/dev.jsonl --output "$3"
+}
+train $here/preset.toml default $work/first
+train $here/longer.toml $work/first $work/model
+python recipes/plot.py --output $here/curves.png $work/first $work/model
 wav2vec2-conformer evaluate ctc --model $work/model --data $work/data/dev.jsonl
