@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .audio import SAMPLE_RATE, AudioError, AudioSource, iter_audio, prepare_waveform, source_name
 from .compute_types import convert_checked
 from .data import normalize_waveform
+from .data.collation import few_lengths
 from .lengths import frames_of, samples_a_frame
 from .loading import usable_device
 from .reading import ReadAhead
@@ -146,6 +147,8 @@ class WindowedModel(ABC, Generic[R, Result]):
         self.model = nn.Module.to(model, self.device)
         self.model.train(False)
         self.conversion = convert_checked(self.model, compute_type)  # None: it computes in float32
+        # Kernels of fewer bits are generated for each shape, which takes as long as a short window.
+        self.makes_kernels = self.device.type == "cpu" and self.model.dtype != torch.float32
         self.normalize = normalize
         self.batch_seconds = batch_seconds
         self.stride = samples_a_frame(model.config)
@@ -206,7 +209,7 @@ class WindowedModel(ABC, Generic[R, Result]):
 
         def run(windows: list[Window[R]]) -> None:
             for batch in similar_batches(windows, most):
-                self._run(batch, progress, window - overlap)
+                self._run(batch, progress, window, window - overlap)
             windows.clear()
 
         def finished() -> Iterator[Result | AudioError]:
@@ -266,10 +269,12 @@ class WindowedModel(ABC, Generic[R, Result]):
         yield cut(kept, last=True)
 
     @torch.inference_mode()
-    def _run(self, windows: list[Window[R]], progress: Progress | None, hop: float) -> None:
-        """Compute a batch of windows and hand each recording its share."""
+    def _run(self, windows: list[Window[R]], progress: Progress | None, whole: float, hop: float) -> None:
+        """Compute a batch of windows and hand each recording its share; a whole window's seconds begin `hop` apart."""
         begun = time.monotonic()
         longest = max(len(window.samples) for window in windows)
+        if self.makes_kernels:
+            longest = max(longest, int(min(few_lengths(longest), whole * SAMPLE_RATE)))
         values = torch.zeros(len(windows), longest)
         mask = torch.zeros(len(windows), longest, dtype=torch.long)
         for row, window in enumerate(windows):

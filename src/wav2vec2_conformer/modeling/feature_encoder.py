@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,56 @@ BLOCK = 128
 __all__ = ["FeatureEncoder", "FeatureProjection"]
 
 
+class Moments(NamedTuple):
+    """Of each channel over a clip's valid frames, in float32 at least."""
+
+    frames: Tensor  # how many they are, (B, 1, 1), or (1, 1, 1) for all clips
+    mean: Tensor  # (B, 1, C)
+    squares: Tensor  # (B, 1, C), the sum of the squared distances to the mean
+
+    @classmethod
+    def of(cls, x: Tensor, mask: Tensor | None) -> Moments:  # (B, T, C), (B, T)
+        """Of the frames where `mask` is True, or of all."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if mask is None:
+            mean = x.mean(dim=1, keepdim=True, dtype=dtype)
+            frames = mean.new_full((1, 1, 1), x.shape[1])
+            return cls(frames, mean, (x - mean).square_().sum(dim=1, keepdim=True))
+        valid = mask.unsqueeze(-1)
+        frames = valid.sum(dim=1, keepdim=True, dtype=dtype)
+        # `where` and not a product: whatever stands in the padding, even inf, must not reach the sums.
+        mean = torch.where(valid, x, 0).sum(dim=1, keepdim=True, dtype=dtype) / frames.clamp(min=1)
+        return cls(frames, mean, torch.where(valid, x - mean, 0).square_().sum(dim=1, keepdim=True))
+
+    def joined(self, other: Moments) -> Moments:
+        """Of two stretches of the clips together (Chan et al. 1979, on updating formulae for variances)."""
+        frames = self.frames + other.frames
+        share = other.frames / frames.clamp(min=1)
+        apart = other.mean - self.mean
+        squares = self.squares + other.squares + apart.square() * (self.frames * share)
+        return Moments(frames, self.mean + apart * share, squares)
+
+    @property
+    def variance(self) -> Tensor:
+        """The mean squared distance to the mean, (B, 1, C)."""
+        return self.squares / self.frames.clamp(min=1)
+
+
 class TimeGroupNorm(nn.GroupNorm):
     """GroupNorm with one channel a group, on (B, T, C): each channel is normalised over a clip's valid frames."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(num_groups=channels, num_channels=channels, affine=True)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, T, C), (B, T)
-        """Normalise, with the statistics of the frames where `mask` is True, or of all."""
+    def forward(  # (B, T, C), (B, T)
+        self, x: Tensor, mask: Tensor | None = None, moments: Moments | None = None
+    ) -> Tensor:
+        """Normalise, with `moments`, or the statistics of the frames where `mask` is True, or of all."""
         if x.shape[1] == 0:
             return x
-        if mask is None:
+        if moments is not None:
+            mean, variance = moments.mean, moments.variance
+        elif mask is None:
             variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
         else:
             valid = mask.unsqueeze(-1)
@@ -64,23 +103,42 @@ class ConvLayer(nn.Module):
             self.layer_norm = TimeGroupNorm(outputs)
         self.activation = Activation(config.feat_extract_activation)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # (B, T_in, C_in) -> (B, T, C)
-        return self.activate(self.convolve(x), lengths)
+    def forward(  # (B, T_in, C_in) -> (B, T, C)
+        self, x: Tensor, lengths: Tensor | None = None, moments: Moments | None = None
+    ) -> Tensor:
+        return self.activate(self.convolve(x), lengths, moments)
 
     def convolve(self, x: Tensor) -> Tensor:  # (B, T_in, C_in) -> (B, T, C)
         """The convolution alone."""
         return convolve(self.conv, x, stride=self.stride)
 
-    def activate(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def activate(  # (B, T, C) -> (B, T, C)
+        self, x: Tensor, lengths: Tensor | None = None, moments: Moments | None = None
+    ) -> Tensor:
         """Norm and activation of the convolution's output; `lengths` (B,) are the waveforms' samples."""
         if isinstance(self.layer_norm, TimeGroupNorm):
-            mask = None
-            if lengths is not None:
-                mask = frame_mask(conv_length(lengths, self.kernel, self.stride), x.shape[1])
-            x = self.layer_norm(x, mask)
+            x = self.layer_norm(x, self.valid(lengths, 0, x.shape[1]), moments)
         elif self.layer_norm is not None:
             x = self.layer_norm(x)
         return cast(Tensor, self.activation(x))
+
+    def valid(self, lengths: Tensor | None, first: int, last: int) -> Tensor | None:
+        """Which frames from `first` to `last` stand for samples of waveforms of `lengths` (B,), (B, T); None: all."""
+        if lengths is None:
+            return None
+        return frame_mask((conv_length(lengths, self.kernel, self.stride) - first).clamp(min=0), last - first)
+
+    def moments(self, x: Tensor, lengths: Tensor | None, step: int) -> Moments:  # (B, T_in, C_in)
+        """Of the convolution's output, `step` frames at a time, so that all of it never has to be in memory."""
+        frames = int(conv_length(x.shape[1], self.kernel, self.stride))
+        found: Moments | None = None
+        for first in range(0, frames, step):
+            last = min(first + step, frames)
+            block = self.convolve(x[:, first * self.stride : (last - 1) * self.stride + self.kernel])
+            own = Moments.of(block, self.valid(lengths, first, last))
+            found = own if found is None else found.joined(own)
+        assert found is not None
+        return found
 
 
 class FeatureEncoder(nn.Module):
@@ -106,21 +164,27 @@ class FeatureEncoder(nn.Module):
                 padding out; `None`: every sample is real.
         """
         x = input_values.unsqueeze(-1)  # (B, N, 1)
-        whole = self.norm_over_time or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
         frames = feature_lengths(x.shape[1], self.layers)
         if whole or frames <= BLOCK:
             return self._convolve(x, lengths)
+        moments = None
+        if self.norm_over_time:  # the first convolution, which is cheap, once more
+            layer = cast(ConvLayer, self.conv_layers[0])
+            moments = layer.moments(x, lengths, BLOCK * self.stride // layer.stride)
         blocks = []
         for first in range(0, frames, BLOCK):
             last = min(first + BLOCK, frames) - 1
-            blocks.append(self._convolve(x[:, first * self.stride : last * self.stride + self.field], None))
+            blocks.append(self._convolve(x[:, first * self.stride : last * self.stride + self.field], None, moments))
         return torch.cat(blocks, dim=1)
 
-    def _convolve(self, x: Tensor, lengths: Tensor | None) -> Tensor:  # (B, N, 1) -> (B, T, C)
+    def _convolve(  # (B, N, 1) -> (B, T, C)
+        self, x: Tensor, lengths: Tensor | None, moments: Moments | None = None
+    ) -> Tensor:
         layers = cast(list[ConvLayer], list(self.conv_layers))
         if not torch.is_grad_enabled():  # whole layers, so that hooks on them see their inputs and outputs
             for index, layer in enumerate(layers):
-                x = layer(x, lengths if index == 0 else None)
+                x = layer(x, lengths, moments) if index == 0 else layer(x)
             return x
         x = layers[0].convolve(x)
         for index, (layer, following) in enumerate(pairwise(layers)):
