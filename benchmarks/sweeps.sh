@@ -25,4 +25,4 @@ measure threads inference --size base --positions relative rotary none --seconds
 measure compiled inference --size default --positions rotary --seconds 1 15 --rounds 7 \
     --peers transformers-sdpa transformers-compiled ours ours-compiled
 measure mixed-base mixed --size base --rounds 1 --peers transformers-sdpa ours
-python benchmarks/report.py "$results"/*.json --plots docs/pictures > docs/sweeps.md
+python benchmarks/report.py "$results"/*.json --plots "$results/pictures" > "$results/README.md"
