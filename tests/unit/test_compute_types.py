@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC
+from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, transcription
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.compute_types import COMPUTE_TYPES, convert, convert_checked
 from wav2vec2_conformer.modeling import quantized, row_blocks
@@ -26,7 +26,7 @@ from wav2vec2_conformer.modeling.quantized import (
     linear_layers,
     quantized_feed_forward,
 )
-from wav2vec2_conformer.transcription import DEFAULT_MODEL
+from wav2vec2_conformer.processing import DEFAULT_MODEL, load_processor
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "sample.wav"
 NARROW = [name for name in COMPUTE_TYPES if name != "float32"]
@@ -253,3 +253,30 @@ def test_the_command_says_what_a_type_gains_and_costs(capsys: pytest.CaptureFixt
     assert shown.out == "ENTER SEVEN FOUR ONE NINE\n"
     assert "int8: " in shown.err
     assert "times as fast as float32, hidden states" in shown.err
+
+
+@pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])
+def test_kernels_meet_few_shapes(compute_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fewer bits, windows are padded to one of a few lengths, masked, and whole windows are left as they are."""
+    model = default_model()
+    convert(model, compute_type)
+    transcriber = Transcriber(model, load_processor(DEFAULT_MODEL), batch_seconds=1.0)
+    seen: list[tuple[int, int]] = []  # samples with padding, and without
+    outputs = transcriber._outputs
+
+    def note(values: Tensor, mask: Tensor) -> Tensor:
+        seen.append((values.shape[1], int(mask.sum())))
+        return outputs(values, mask)
+
+    monkeypatch.setattr(transcriber, "_outputs", note)
+    monkeypatch.setattr(transcription, "WINDOW", 2.0)
+    monkeypatch.setattr(transcription, "OVERLAP", 1.0)
+    waveform = sample()[0].numpy()
+    lengths = [16_001, 17_000, 17_777, 32_000, 33_000]
+    assert len(list(transcriber.transcribe_many([waveform[:samples] for samples in lengths]))) == len(lengths)
+    assert sorted(real for _, real in seen) == [16_001, 17_000, 17_000, 17_777, 32_000, 32_000]
+    padded = {real: samples for samples, real in seen}
+    if compute_type == "float32":
+        assert all(samples == real for real, samples in padded.items())
+    else:
+        assert padded == {16_001: 16_384, 17_000: 18_432, 17_777: 18_432, 32_000: 32_000}
