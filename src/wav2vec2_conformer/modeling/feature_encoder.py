@@ -165,6 +165,7 @@ class FeatureEncoder(nn.Module):
         """
         x = input_values.unsqueeze(-1)  # (B, N, 1)
         whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        whole |= self.norm_over_time and x.device.type != "cpu"  # a GPU has no use for reading the clip twice
         frames = feature_lengths(x.shape[1], self.layers)
         if whole or frames <= BLOCK:
             return self._convolve(x, lengths)
