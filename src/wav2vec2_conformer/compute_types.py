@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .audio import SAMPLE_RATE
+from .modeling.packed import can_pack, pack_linear_layers
 
 # B batch, N samples, T frames, D hidden size
 
@@ -44,23 +45,34 @@ def convert(model: Any, compute_type: str) -> None:
     """Make a network compute in another type, in place; for inference.
 
     int8 stands for the linear layers of the conformer blocks (`model.quantize`); what is around them computes in
-    bfloat16, where the processor has instructions for it.
+    bfloat16, where the processor has instructions for it. In bfloat16 on such a processor the same layers are packed.
+    Neither kind of model can be trained, saved or converted any more.
 
     Args:
         model: of this package, in float32.
         compute_type: one of `COMPUTE_TYPES`.
 
     Raises:
-        ValueError: there is no such type, or the model's device has no such products.
+        ValueError: there is no such type, the model's device has no such products, or it was converted before.
     """
     if compute_type not in COMPUTE_TYPES:
         raise ValueError(f"`compute_type` must be one of {', '.join(COMPUTE_TYPES)}, got {compute_type!r}")
+    if compute_type == "float32":
+        return
+    if model.is_converted:
+        raise ValueError(f"the model was converted already; load it anew to compute in {compute_type}")
     if compute_type == "int8":
         model.quantize("int8")
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             model.to(torch.bfloat16)
-    elif compute_type != "float32":
+    else:
         model.to(getattr(torch, compute_type))
+        if compute_type == "bfloat16" and model.device.type == "cpu" and can_pack():
+            pack_linear_layers(model.base_model.encoder.layers)
+    if model.is_converted:
+        model.base_model.feature_extractor.keep_matrices()
+        model.requires_grad_(False)
+        model.train(False)
 
 
 def convert_checked(model: Any, compute_type: str) -> Conversion | None:

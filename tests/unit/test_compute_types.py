@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, transcription
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.compute_types import COMPUTE_TYPES, convert, convert_checked
-from wav2vec2_conformer.modeling import quantized, row_blocks
+from wav2vec2_conformer.modeling import packed, quantized, row_blocks
+from wav2vec2_conformer.modeling.activation import Activation
 from wav2vec2_conformer.modeling.conformer import ConvolutionModule, FeedForward
+from wav2vec2_conformer.modeling.feature_encoder import FeatureEncoder
 from wav2vec2_conformer.modeling.linear import Linear
+from wav2vec2_conformer.modeling.packed import PackedLinear, can_pack, packed_feed_forward
 from wav2vec2_conformer.modeling.quantized import (
     PackedProduct,
     PlainProduct,
@@ -101,17 +104,130 @@ def test_layers_in_a_row_are_those_one_at_a_time(block: int, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("kernel")
-def test_a_layer_is_copied_and_pickled_and_has_no_state() -> None:
+def test_integers_are_copied_and_pickled_and_have_no_state() -> None:
     torch.manual_seed(0)
     layer, x = QuantizedLinear(torch.randn(24, 48), torch.randn(24)), torch.randn(7, 48)
+    check_copies(layer, x)
     with torch.inference_mode():
-        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer).double()):
+        assert torch.equal(copy.deepcopy(layer).double()(x), layer(x))
+    with pytest.raises(RuntimeError, match="a model in int8 runs on a CPU, and its input is on meta"):
+        layer(x.to("meta"))
+
+
+def check_copies(layer: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode():
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
             assert torch.equal(other(x), layer(x))
     for use in (layer.state_dict, lambda: layer.load_state_dict({})):
         with pytest.raises(ValueError, match=r"is not saved, and has no state to load: keep the float32 model"):
             use()
-    with pytest.raises(RuntimeError, match="a model in int8 runs on a CPU, and its input is on meta"):
-        layer(x.to("meta"))
+
+
+packs = pytest.mark.skipif(not can_pack(), reason="this processor, or build of torch, packs no weights in bfloat16")
+
+
+@packs
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_layer_is_its_definition(bias: bool) -> None:
+    """Products of what bfloat16 makes of weights and inputs, rounded once."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(48, 24, bias=bias), (5 * torch.randn(3, 70, 48)).to(torch.bfloat16)
+    layer = PackedLinear(linear.weight, linear.bias)
+    expected = x.double() @ linear.weight.detach().to(torch.bfloat16).double().t()
+    expected = expected + linear.bias.detach().double() if bias else expected
+    with torch.inference_mode():
+        got = layer(x)
+        torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4)
+        assert layer(x[:, :0]).shape == (3, 0, 24)
+    check_copies(layer, x)
+    with pytest.raises(RuntimeError, match="a packed model cannot be trained"):
+        layer(x.requires_grad_())
+    for other in (x.detach().float(), x.detach().to("meta")):
+        with pytest.raises(RuntimeError, match=r"computes in bfloat16 on a CPU, and its input is torch.* on "):
+            layer(other)
+
+
+def test_a_build_whose_packed_products_are_missing_or_wrong_packs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Any, weight: Tensor) -> None:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+
+    def wrong(self: Any, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), self.outputs, dtype=torch.bfloat16)
+
+    for kind, name, stand_in in ((packed.PackedWeight, "__init__", missing), (PackedLinear, "forward", wrong)):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, stand_in)
+            assert can_pack.__wrapped__() is False
+
+
+@pytest.mark.parametrize("compute_type", ["int8", "bfloat16"])
+def test_a_converted_model_is_copied_and_pickled_and_used_with_gradients_on(compute_type: str) -> None:
+    model = default_model()
+    convert(model, compute_type)
+    x = sample().to(model.dtype)
+    with torch.inference_mode():
+        expected = model(x).logits
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x).logits, expected)
+    if model.is_converted:
+        with pytest.raises(ValueError, match="was converted already; load it anew"):
+            convert(model, "bfloat16")
+
+
+@packs
+@pytest.mark.parametrize("activation", ["swish", "gelu"])
+@pytest.mark.parametrize("block", [1, 100, 1 << 20])  # numbers: a row, two rows, everything at once
+def test_packed_feed_forward_is_its_layers(activation: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    first, second = PackedLinear(torch.randn(48, 24), torch.randn(48)), PackedLinear(torch.randn(24, 48), None)
+    x = torch.randn(2, 7, 24, dtype=torch.bfloat16)
+    monkeypatch.setattr(packed, "BLOCK", block)
+    with torch.inference_mode():
+        got = packed_feed_forward(first, Activation(activation), second, x)
+        expected = second(Activation(activation)(first(x)))
+    assert got.shape == expected.shape
+    assert off(got, expected) < 0.01  # SiLU before and after rounding
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_weights_laid_out_once_give_the_same_features(norm: str) -> None:
+    def encoder(seed: int) -> FeatureEncoder:
+        torch.manual_seed(seed)
+        return FeatureEncoder(Wav2Vec2ConformerConfig(feat_extract_norm=norm)).eval()
+
+    plain, kept, other = encoder(0), encoder(0), encoder(1)
+    x = torch.randn(2, 20_000)
+    kept.keep_matrices()
+    assert any(layer.kept_matrix is not None for layer in kept.conv_layers)
+    assert list(kept.state_dict()) == list(plain.state_dict())
+    with torch.no_grad():
+        expected = plain(x)
+        assert torch.equal(kept(x), expected)
+        assert off(copy.deepcopy(kept).to(torch.bfloat16)(x.to(torch.bfloat16)), expected) < 0.05
+        kept.load_state_dict(other.state_dict())
+        assert torch.equal(kept(x), other(x))
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_inference_under_autocast(norm: str, batch: int) -> None:
+    """As a training in bfloat16 evaluates."""
+    torch.manual_seed(0)
+    encoder = FeatureEncoder(Wav2Vec2ConformerConfig(feat_extract_norm=norm)).eval()
+    x = torch.randn(batch, 60_000)  # two blocks
+    with torch.no_grad():
+        expected = encoder(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert off(encoder(x), expected) < 0.05
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*jit.*:DeprecationWarning")
+def test_a_trace_is_for_other_lengths() -> None:
+    encoder = FeatureEncoder(Wav2Vec2ConformerConfig(feat_extract_norm="group")).eval()
+    x, y = torch.randn(1, 20_000), torch.randn(2, 30_000)
+    with torch.no_grad():
+        traced = torch.jit.trace(encoder, (x,))
+        torch.testing.assert_close(traced(y), encoder(y), rtol=1e-4, atol=1e-5)
 
 
 def test_what_torch_takes_by_default_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,23 +270,33 @@ def test_rows_do_not_depend_on_each_other() -> None:
         assert layer(x[:, :0]).shape == (3, 0, 40)
 
 
+@pytest.mark.parametrize(
+    ("compute_type", "kind"),
+    [("int8", QuantizedLinear), pytest.param("bfloat16", PackedLinear, marks=packs)],
+)
 @pytest.mark.parametrize("positions", ["relative", "rotary", None])
-def test_all_linear_layers_of_the_blocks_become_integers(positions: str | None) -> None:
+def test_all_linear_layers_of_the_blocks_are_replaced(
+    positions: str | None, compute_type: str, kind: type[nn.Module], tmp_path: Path
+) -> None:
     config = Wav2Vec2ConformerConfig(
         hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64, vocab_size=8,
         conv_dim=[32, 32], conv_kernel=[160, 4], conv_stride=[80, 4], position_embeddings_type=positions,
     )  # fmt: skip
-    model = Wav2Vec2ConformerForCTC(config).quantize("int8")
+    model = Wav2Vec2ConformerForCTC(config).eval()
+    convert(model, compute_type)
     left = [name for name, module in model.base_model.encoder.layers.named_modules() if isinstance(module, Linear)]
     assert left == []
     kinds = {type(module).__name__ for module in model.base_model.encoder.layers.modules()}
-    assert QuantizedLinear.__name__ in kinds
+    assert kind.__name__ in kinds
     assert FeedForward.__name__ in kinds
     assert ConvolutionModule.__name__ in kinds
-    found = sum(isinstance(module, QuantizedLinear) for module in model.modules())
+    found = sum(isinstance(module, kind) for module in model.modules())
     assert found == 2 * (4 + 4 + 2 + (positions == "relative"))
     with torch.inference_mode():
-        assert model(torch.randn(1, 3200)).logits.isfinite().all()
+        assert model(torch.randn(1, 3200).to(model.dtype)).logits.isfinite().all()
+    with pytest.raises(ValueError, match="is not saved"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("compute_type", NARROW)
@@ -227,7 +353,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(ValueError, match="quantized to 'int8', got 'int4'"):
         model.quantize("int4")
     model.quantize("int8")
-    with pytest.raises(ValueError, match="quantized already"):
+    with pytest.raises(ValueError, match="was converted already; load it anew to quantize it"):
         model.quantize("int8")
     with pytest.raises(ValueError, match="is not saved"):
         model.save_pretrained(tmp_path / "saved")

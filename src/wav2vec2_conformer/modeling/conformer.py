@@ -17,10 +17,12 @@ from .attention import Positions, SelfAttention
 from .batch_norm import BatchStatistics, FrameBatchNorm
 from .convolution import call_channels_last, conv1d_channels_last, is_replaced
 from .dropout import Dropout
+from .inference_linear import InferenceLinear
 from .language_adapter import LanguageAdapter
 from .layer_norm import LayerNorm
 from .linear import Linear, linear
 from .outputs import StateSelection, selected_states
+from .packed import PackedLinear, packed_feed_forward
 from .positions import build_conv_positions, build_positions
 from .quantized import QuantizedLinear, quantized_feed_forward
 from .recompute import recomputed
@@ -42,8 +44,11 @@ class FeedForward(nn.Module):
         self.output_dropout = Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        if isinstance(self.intermediate_dense, QuantizedLinear) and isinstance(self.output_dense, QuantizedLinear):
-            return quantized_feed_forward(self.intermediate_dense, self.activation, self.output_dense, x)
+        first, second = self.intermediate_dense, self.output_dense
+        if isinstance(first, QuantizedLinear) and isinstance(second, QuantizedLinear):
+            return quantized_feed_forward(first, self.activation, second, x)
+        if isinstance(first, PackedLinear) and isinstance(second, PackedLinear):
+            return packed_feed_forward(first, self.activation, second, x)
         x = self.intermediate_dense(x)
         dropping = self.training and self.intermediate_dropout.p > 0
         return cast(
@@ -98,7 +103,7 @@ class ConvolutionModule(nn.Module):
 
 def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
     """A convolution of kernel 1 on (B, T, D), as a linear layer."""
-    if isinstance(conv, QuantizedLinear):
+    if isinstance(conv, InferenceLinear):
         return cast(Tensor, conv(x))
     if is_replaced(conv):
         return call_channels_last(conv, x)

@@ -13,38 +13,63 @@ from torch import Tensor, nn
 __all__ = ["Depthwise", "Strided", "call_channels_last", "conv1d_channels_last", "convolve", "is_replaced"]
 
 FEWEST_GROUPS, FEWEST_CHANNELS = 16, 32  # see `is_wrong_in_half`
-SMALLEST_WEIGHT = 1 << 19  # from here on, products of one clip are faster than its convolution, and so are gradients
+SMALLEST_WEIGHT = 1 << 19  # from here on, products of each clip are faster than a convolution, and so are gradients
 SMALLEST_DEPTHWISE = 1 << 13  # from here on, gradients of the depthwise convolution by taps are faster than oneDNN's
 
 
 def conv1d_channels_last(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0, groups: int = 1
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    matrix: Tensor | None = None,
 ) -> Tensor:
     """Convolve (B, T, C) with `weight` (O, C / groups, K) into (B, T', O).
 
     `(B, T, C)` is what a channels-last image of height 1 looks like in memory, so a two-dimensional convolution takes
     and gives it as it is: views in, view out. oneDNN's channels-last kernels are then 1.4 to 2.5 times as fast as
-    `conv1d` on the transposed tensor, and 20 times for the depthwise convolution; for one clip and wide layers, matrix
-    products on strided views are faster still (`benchmarks/convolutions.py`). An input shorter than the kernel gives
-    T' = 0.
+    `conv1d` on the transposed tensor, and 20 times for the depthwise convolution; for wide layers, matrix products on
+    strided views of each clip are faster still (`benchmarks/convolutions.py`). They read the weight as `matrix_of` lays
+    it out, which takes as long as a product of a short clip: who has it as a `matrix` already can give it. An input
+    shorter than the kernel gives T' = 0.
     """
     batch, length, _ = x.shape
     if length == 0 or length + 2 * padding < weight.shape[2]:
         return x.new_zeros(batch, 0, weight.shape[0])
     on_cpu = x.device.type == "cpu"
-    eager = on_cpu and not torch.compiler.is_compiling()
-    wide = padding == 0 and groups == 1 and weight.numel() >= SMALLEST_WEIGHT
-    if eager and wide and batch == 1 and not torch.is_grad_enabled():
-        return products(x[0], weight, bias, stride).unsqueeze(0)
+    eager = on_cpu and not is_traced()
+    wide = padding == 0 and groups == 1 and is_wide(weight)
     if on_cpu and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if eager and wide and not torch.is_grad_enabled():
+        matrix = matrix_of(weight) if matrix is None else matrix.to(weight.dtype)
+        return products(x, matrix, bias, weight.shape[2], stride)
     if eager and torch.is_grad_enabled():
         if is_depthwise(x, weight, stride, padding):
             return cast(Tensor, Depthwise.apply(x, weight, bias))  # type: ignore[no-untyped-call]
         if wide and x.dtype.itemsize >= 4:
             return cast(Tensor, Strided.apply(x, weight, bias, stride))  # type: ignore[no-untyped-call]
     return as_image(x, weight, bias, stride, padding, groups)
+
+
+def is_traced() -> bool:
+    """Whether torch records what is computed, for other inputs than these."""
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+
+
+def is_wide(weight: Tensor) -> bool:
+    """Whether products are faster than a convolution with this weight."""
+    return weight.numel() >= SMALLEST_WEIGHT
+
+
+def matrix_of(weight: Tensor) -> Tensor:
+    """(O, C, K) -> (K * C, O), in memory as the products read it."""
+    outputs, channels, kernel = weight.shape
+    return weight.permute(2, 1, 0).reshape(kernel * channels, outputs)
 
 
 def as_image(
@@ -141,7 +166,7 @@ class Strided(torch.autograd.Function):
         x, gradient = x.contiguous(), gradient.contiguous()
         outputs, channels, kernel = weight.shape
         frames = gradient.shape[1]
-        matrix = weight.permute(2, 1, 0).reshape(kernel * channels, outputs)
+        matrix = matrix_of(weight)
         of_input = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(matrix) if ctx.needs_input_grad[1] else None
         for index, own in enumerate(gradient):  # (T', O)
@@ -175,28 +200,41 @@ def call_channels_last(conv: nn.Module, x: Tensor) -> Tensor:
     return cast(Tensor, conv(x.transpose(1, 2))).transpose(1, 2)
 
 
-def convolve(conv: nn.Module, x: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
+def convolve(conv: nn.Module, x: Tensor, *, stride: int = 1, padding: int = 0, matrix: Tensor | None = None) -> Tensor:
     """Run an `nn.Conv1d` of this stride and padding, or what stands in its place, on (B, T, C) -> (B, T', O)."""
     weight = cast(Tensor, conv.weight)
     if is_replaced(conv) and x.shape[1] + 2 * padding >= weight.shape[2]:
         return call_channels_last(conv, x)
-    return conv1d_channels_last(x, weight, cast(Tensor | None, conv.bias), stride=stride, padding=padding)
+    bias = cast(Tensor | None, conv.bias)
+    return conv1d_channels_last(x, weight, bias, stride=stride, padding=padding, matrix=matrix)
 
 
-def products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Convolve (T, C) as matrix products on strided views of it: (T', O).
+def products(x: Tensor, matrix: Tensor, bias: Tensor | None, kernel: int, stride: int) -> Tensor:
+    """Convolve (B, T, C) as matrix products on strided views of each clip: (B, T', O).
 
     The windows of neighbouring frames overlap, and overlapping rows are no matrix that BLAS takes; the first `stride`
     taps of all windows are one, so are the next ones, and their products add up in place.
+
+    Args:
+        x: (B, T, C).
+        matrix: (K * C, O), see `matrix_of`.
+        bias: (O,), or None.
+        kernel: taps K.
+        stride: of the convolution.
     """
-    length, channels = x.shape
-    outputs, _, kernel = weight.shape
+    batch, length, channels = x.shape
     frames = (length - kernel) // stride + 1
     x = x.contiguous()
-    total = x.new_zeros(frames, outputs) if bias is None else bias.expand(frames, outputs)
-    for first in range(0, kernel, stride):
-        taps = min(stride, kernel - first)
-        read = windows(x, frames, first, taps, stride)
-        matrix = weight[:, :, first : first + taps].permute(2, 1, 0).reshape(taps * channels, outputs)
-        total = torch.addmm(total, read, matrix) if first == 0 else total.addmm_(read, matrix)
-    return total
+    out = x.new_empty(batch, frames, matrix.shape[1])
+    for clip, total in zip(x, out, strict=True):
+        for first in range(0, kernel, stride):
+            taps = min(stride, kernel - first)
+            read = windows(clip, frames, first, taps, stride)
+            rows = matrix[first * channels : (first + taps) * channels]
+            if first > 0:
+                total.addmm_(read, rows)
+            elif bias is None:
+                torch.mm(read, rows, out=total)
+            else:
+                torch.addmm(bias, read, rows, out=total)
+    return out

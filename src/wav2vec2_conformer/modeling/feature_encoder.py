@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..configuration import Wav2Vec2ConformerConfig
 from ..lengths import conv_layers, conv_length, feature_lengths, frame_mask, receptive_field
 from .activation import Activation
-from .convolution import convolve
+from .convolution import convolve, is_replaced, is_traced, is_wide, matrix_of
 from .dropout import Dropout
 from .layer_norm import LayerNorm
 from .recompute import recomputed_by_clip
@@ -29,23 +29,28 @@ __all__ = ["FeatureEncoder", "FeatureProjection"]
 class Moments(NamedTuple):
     """Of each channel over a clip's valid frames, in float32 at least."""
 
-    frames: Tensor  # how many they are, (B, 1, 1), or (1, 1, 1) for all clips
+    frames: Tensor  # how many they are, (B, 1, 1)
     mean: Tensor  # (B, 1, C)
     squares: Tensor  # (B, 1, C), the sum of the squared distances to the mean
 
     @classmethod
     def of(cls, x: Tensor, mask: Tensor | None) -> Moments:  # (B, T, C), (B, T)
-        """Of the frames where `mask` is True, or of all."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        if mask is None:
-            mean = x.mean(dim=1, keepdim=True, dtype=dtype)
-            frames = mean.new_full((1, 1, 1), x.shape[1])
-            return cls(frames, mean, (x - mean).square_().sum(dim=1, keepdim=True))
-        valid = mask.unsqueeze(-1)
-        frames = valid.sum(dim=1, keepdim=True, dtype=dtype)
-        # `where` and not a product: whatever stands in the padding, even inf, must not reach the sums.
-        mean = torch.where(valid, x, 0).sum(dim=1, keepdim=True, dtype=dtype) / frames.clamp(min=1)
-        return cls(frames, mean, torch.where(valid, x - mean, 0).square_().sum(dim=1, keepdim=True))
+        """Of the frames where `mask` is True, each clip's first ones, or of all; on a CPU, without gradients."""
+        batch, length, channels = x.shape
+        counts = [length] * batch if mask is None else mask.sum(dim=1).tolist()
+        wide = torch.promote_types(x.dtype, torch.float32)
+        frames = torch.tensor(counts, dtype=wide, device=x.device).view(batch, 1, 1)
+        mean, squares = x.new_zeros(2, batch, 1, channels, dtype=wide)
+        # Running statistics, which are written and never read; of this type, so that the results are.
+        unused = x.new_zeros(channels, dtype=wide)
+        for clip, count, own_mean, own_squares in zip(x, counts, mean, squares, strict=True):
+            if count > 0:
+                # A clip's frames as a batch: many times as fast as torch's variance over a dimension that is not last.
+                # Its mean sums up one by one, which is less exact than `mean`, but far more than half precision is.
+                found, variance = torch.batch_norm_update_stats(clip[:count], unused, unused, 0.0)
+                own_mean.copy_(clip[:count].mean(dim=0) if x.dtype == wide else found)
+                own_squares.copy_(variance * count)
+        return cls(frames, mean, squares)
 
     def joined(self, other: Moments) -> Moments:
         """Of two stretches of the clips together (Chan et al. 1979, on updating formulae for variances)."""
@@ -73,6 +78,9 @@ class TimeGroupNorm(nn.GroupNorm):
         """Normalise, with `moments`, or the statistics of the frames where `mask` is True, or of all."""
         if x.shape[1] == 0:
             return x
+        plain = torch.is_grad_enabled() or is_traced()
+        if moments is None and x.device.type == "cpu" and not plain:
+            moments = Moments.of(x, mask)
         if moments is not None:
             mean, variance = moments.mean, moments.variance
         elif mask is None:
@@ -102,6 +110,8 @@ class ConvLayer(nn.Module):
         elif index == 0:
             self.layer_norm = TimeGroupNorm(outputs)
         self.activation = Activation(config.feat_extract_activation)
+        self.kept_matrix: Tensor | None
+        self.register_buffer("kept_matrix", None, persistent=False)
 
     def forward(  # (B, T_in, C_in) -> (B, T, C)
         self, x: Tensor, lengths: Tensor | None = None, moments: Moments | None = None
@@ -110,7 +120,17 @@ class ConvLayer(nn.Module):
 
     def convolve(self, x: Tensor) -> Tensor:  # (B, T_in, C_in) -> (B, T, C)
         """The convolution alone."""
-        return convolve(self.conv, x, stride=self.stride)
+        return convolve(self.conv, x, stride=self.stride, matrix=self.kept_matrix)
+
+    def keep_matrix(self) -> None:
+        """Keep the weight as inference on a CPU reads it, until weights are loaded; it must not change until then."""
+        weight = self.conv.weight
+        wide = not is_replaced(self.conv) and is_wide(weight) and weight.device.type == "cpu"
+        self.kept_matrix = matrix_of(weight.detach()) if wide else None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.kept_matrix = None
 
     def activate(  # (B, T, C) -> (B, T, C)
         self, x: Tensor, lengths: Tensor | None = None, moments: Moments | None = None
@@ -155,6 +175,11 @@ class FeatureEncoder(nn.Module):
         """Exclude the encoder from training."""
         self.requires_grad_(False)
 
+    def keep_matrices(self) -> None:
+        """Lay the convolutions' weights out for good (`ConvLayer.keep_matrix`)."""
+        for layer in cast(list[ConvLayer], list(self.conv_layers)):
+            layer.keep_matrix()
+
     def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Encode waveforms.
 
@@ -164,7 +189,7 @@ class FeatureEncoder(nn.Module):
                 padding out; `None`: every sample is real.
         """
         x = input_values.unsqueeze(-1)  # (B, N, 1)
-        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        whole = torch.is_grad_enabled() or is_traced()
         whole |= self.norm_over_time and x.device.type != "cpu"  # a GPU has no use for reading the clip twice
         frames = feature_lengths(x.shape[1], self.layers)
         if whole or frames <= BLOCK:

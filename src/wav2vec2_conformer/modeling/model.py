@@ -20,11 +20,12 @@ from .adapter import StridedAdapter
 from .attention import SelfAttention
 from .conformer import ConformerBlock, ConformerEncoder
 from .feature_encoder import FeatureEncoder, FeatureProjection
+from .inference_linear import STATE, InferenceLinear
 from .language_adapter import ZeroLinear
 from .masking import sample_spans
 from .outputs import StateSelection
 from .positions import NormedWeight, RotaryPositions
-from .quantized import STATE, QuantizedLinear, quantize_linear_layers
+from .quantized import QuantizedLinear, quantize_linear_layers
 from .unused import UnusedTensors, seal_unused
 
 # B batch, N samples, T frames, C conv channels, D hidden size, L blocks
@@ -107,12 +108,12 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
             The model itself. It can neither be trained nor saved any more.
 
         Raises:
-            ValueError: the type is not "int8", the model is quantized already, or it is not on a CPU.
+            ValueError: the type is not "int8", the model was converted for inference before, or it is not on a CPU.
         """
         if compute_type != "int8":
             raise ValueError(f"a model is quantized to 'int8', got {compute_type!r}")
-        if self.is_quantized_to_int8:
-            raise ValueError("the model is quantized already")
+        if self.is_converted:
+            raise ValueError("the model was converted already; load it anew to quantize it")
         if self.device.type != "cpu":
             raise ValueError(
                 f"int8 is for CPUs, and the model is on {self.device}; bfloat16 or float16 is faster there"
@@ -127,13 +128,18 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
         """Whether `quantize` was called."""
         return any(isinstance(module, QuantizedLinear) for module in self.modules())
 
+    @property
+    def is_converted(self) -> bool:
+        """Whether linear layers were quantized, or packed for bfloat16: such a model is for inference only."""
+        return any(isinstance(module, InferenceLinear) for module in self.modules())
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Write the model to a folder; arguments as for every transformers model.
 
         Raises:
-            ValueError: it was quantized.
+            ValueError: it was converted for inference.
         """
-        if self.is_quantized_to_int8:
+        if self.is_converted:
             raise ValueError(STATE)
         super().save_pretrained(*args, **kwargs)
 

@@ -9,19 +9,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear
+from .inference_linear import InferenceLinear, replace_linear_layers
 from .row_blocks import row_blocks
-from .wide_buffers import WideBuffers
 
 # N rows (frames of all clips), I inputs, O outputs
 
 __all__ = ["IntegerRows", "QuantizedLinear", "linear_layers", "quantize_linear_layers", "quantized_feed_forward"]
 
 LARGEST = 127  # symmetric: -128 is left out
-STATE = (
-    "a quantized model is not saved, and has no state to load: keep the float32 model, and quantize it after loading, "
-    "which takes less time than reading it"
-)
 
 
 class IntegerRows(NamedTuple):
@@ -62,7 +57,7 @@ class IntegerRows(NamedTuple):
         return IntegerRows(self.integers[chosen], self.scale[chosen])
 
 
-class QuantizedLinear(WideBuffers):
+class QuantizedLinear(InferenceLinear):
     """A linear layer whose weights are integers with one scale an output, and whose inputs become so row by row.
 
     A row's scale is that row's own largest number, so that no frame's result depends on other frames or clips. Only the
@@ -87,12 +82,6 @@ class QuantizedLinear(WideBuffers):
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         # No buffer: in the order that the product reads it is of a kind of tensor that cannot be cast, moved or saved.
         self.product = product_with(torch.round(wide / scale).to(torch.int8))
-
-    def _save_to_state_dict(self, *args: Any) -> None:
-        raise ValueError(STATE)
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        raise ValueError(STATE)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O); no gradients."""
@@ -203,17 +192,5 @@ def product_with(weight: Tensor) -> Product:
 
 
 def quantize_linear_layers(blocks: nn.Module) -> int:
-    """Put integers in the place of all linear layers of conformer blocks; how many there were.
-
-    Convolutions of kernel 1 count as linear layers. Norms, other convolutions, attention's products, the feature
-    encoder and the heads stay as they are: they are small, or sensitive.
-    """
-    found = 0
-    for module in list(blocks.modules()):
-        for name, child in list(module.named_children()):
-            pointwise = type(child) is nn.Conv1d and child.kernel_size == (1,)
-            if isinstance(child, Linear) or pointwise:
-                weight = cast(Tensor, child.weight)
-                setattr(module, name, QuantizedLinear(weight.flatten(1), cast(Tensor | None, child.bias)))
-                found += 1
-    return found
+    """Put integers in the place of all linear layers of conformer blocks; how many there were."""
+    return replace_linear_layers(blocks, QuantizedLinear)
