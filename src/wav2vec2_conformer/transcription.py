@@ -111,6 +111,11 @@ class Transcriber(WindowedModel[_Recording, Transcript]):
         device = usable_device(device)  # before anything is loaded
         name = model_name(model)
         config = find_config(name, "transcribe with")
+        if config.vocab_size is None:
+            raise ValueError(
+                f"{name}: a network without letters to write, as pre-training leaves it; fine-tune it first: "
+                f"`wav2vec2-conformer train ctc --init {name} ...`"
+            )
         network, info = load_model(name, config, Wav2Vec2ConformerForCTC, target_lang=target_lang)
         untrained = sorted(key for key in info["missing_keys"] if "lm_head" in key or "adapter." in key)
         if untrained:

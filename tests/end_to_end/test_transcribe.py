@@ -333,6 +333,10 @@ def test_a_model_without_a_processor_is_refused(
         shutil.copy(model / name, tmp_path)
     assert main(["transcribe", "--model", str(tmp_path), str(recordings[0])]) == 2
     assert "there is no processor (vocab.json" in capsys.readouterr().err
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": None}))
+    assert main(["transcribe", "--model", str(tmp_path), str(recordings[0])]) == 2
+    assert f"fine-tune it first: `wav2vec2-conformer train ctc --init {tmp_path} ...`" in capsys.readouterr().err
 
 
 def test_standard_input(

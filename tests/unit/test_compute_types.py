@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, transcription
 from wav2vec2_conformer.cli import main
-from wav2vec2_conformer.compute_types import COMPUTE_TYPES, convert, convert_checked
+from wav2vec2_conformer.compute_types import COMPUTE_TYPES, Conversion, convert, convert_checked
 from wav2vec2_conformer.modeling import packed, quantized, row_blocks
 from wav2vec2_conformer.modeling.activation import Activation
 from wav2vec2_conformer.modeling.conformer import ConvolutionModule, FeedForward
@@ -335,6 +335,24 @@ def test_results_do_not_depend_on_padding_or_other_clips(compute_type: str) -> N
     assert torch.equal(together.argmax(-1), alone.argmax(-1))
 
 
+@pytest.mark.parametrize("compute_type", ["float32", "float16"])
+def test_what_is_measured_against_float32_was_in_float32(compute_type: str) -> None:
+    """Whatever the model was given in."""
+    model = default_model().half()
+    conversion = convert_checked(model, compute_type)
+    assert model.dtype == getattr(torch, compute_type)
+    assert (conversion is None) == (compute_type == "float32")
+    assert conversion is None or conversion.error > 0
+
+
+def test_speeds_that_are_the_same_by_measure_are_not_told_apart() -> None:
+    said = {speed: str(Conversion("int8", speed, 0.01)) for speed in (0.8, 0.95, 1.1, 2.0)}
+    assert said[0.8].endswith("; float32 is faster here")
+    assert said[0.95].endswith("; float32 is about as fast here")
+    assert said[1.1].endswith("; float32 is about as fast here")
+    assert said[2.0] == "int8: 2.00 times as fast as float32, hidden states 1.0% off"
+
+
 def test_a_model_that_integers_would_change_is_refused() -> None:
     model = default_model()
     with torch.no_grad():  # the same function in float32; in integers one channel leaves nothing of the others
@@ -342,7 +360,9 @@ def test_a_model_that_integers_would_change_is_refused() -> None:
             block.ffn1_layer_norm.weight[3] *= 1e4
             block.ffn1_layer_norm.bias[3] *= 1e4
             block.ffn1.intermediate_dense.weight[:, 3] /= 1e4
-    with pytest.raises(ValueError, match=r"in int8 this model's hidden states are \d+% off .* use float32"):
+    with pytest.raises(
+        ValueError, match=r"in int8 this model's hidden states are \d+% off .* load it anew and use float32"
+    ):
         convert_checked(model, "int8")
 
 
