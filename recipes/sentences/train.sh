@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sentences from the default model, which knows letters, numbers and short sentences: all 10.8 hours with transcripts.
-# On one CPU core about 100 minutes.
+# On one CPU core about three hours.
 #     bash recipes/sentences/train.sh ../shared/data
 # Run from the project's root in its environment.
 set -eu
@@ -14,6 +14,9 @@ train() { # PRESET INIT OUTPUT
         --train $work/data/labelled-all.jsonl --dev $work/data/dev.jsonl --output "$3"
 }
 train $here/preset.toml default $work/first
-train $here/longer.toml $work/first $work/model
-python recipes/plot.py --output $here/curves.png $work/first $work/model
+train $here/longer.toml $work/first $work/second
+train $here/further.toml $work/second $work/third
+python recipes/default-model/average.py --output $work/model $work/third $work/third/checkpoint-5000
+python recipes/plot.py --output $here/curves.png $work/first $work/second
+python recipes/plot.py --output $here/further.png $work/third
 wav2vec2-conformer evaluate ctc --model $work/model --data $work/data/dev.jsonl
