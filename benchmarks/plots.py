@@ -85,10 +85,10 @@ def lines(results: list[Record], axis: str, quantity: str, label: str) -> bytes:
             place.yaxis.set_major_formatter("{x:g}")
             place.yaxis.set_minor_formatter("{x:g}")
             place.tick_params(axis="y", which="minor", labelsize=7)
-        else:
-            place.set_ylim(bottom=0)
         place.set_title(title, fontsize=10)
         place.set_xlabel(AXES[axis][1])
+    if quantity != "megabytes":
+        axes[0].set_ylim(bottom=0)  # at the end: from then on the shared axis does not grow
     axes[0].set_ylabel(label)
     legend(figure, axes)
     return png(figure)
