@@ -287,11 +287,22 @@ class WindowedModel(ABC, Generic[R, Result]):
         outputs = self._outputs(values.to(self.model.dtype), mask).cpu()
         self.times.network += time.monotonic() - begun
         for window, output in zip(windows, outputs, strict=True):
-            self._add(window, output)
+            if bool(output.isfinite().all()):
+                self._add(window, output)
+            else:
+                window.recording.error = AudioError(window.recording.name, self._not_finite())
             window.recording.frames += window.frames
             window.recording.complete = window.last
             if progress is not None:
                 progress(len(window.samples) / SAMPLE_RATE if window.last else hop)
+
+    def _not_finite(self) -> str:
+        """What to say of a recording on which the network gives inf or NaN."""
+        kind = str(self.model.dtype).removeprefix("torch.")
+        return (
+            f"the network computes inf or NaN of it in {kind}: its samples are too large, the weights are damaged, or "
+            "they need float32"
+        )
 
 
 class AveragedModel(WindowedModel[AveragedRecording, Result]):

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from wav2vec2_conformer import Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, transcription
+from wav2vec2_conformer import AudioError, Transcriber, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForCTC, transcription
 from wav2vec2_conformer.cli import main
 from wav2vec2_conformer.compute_types import COMPUTE_TYPES, Conversion, convert, convert_checked
 from wav2vec2_conformer.modeling import packed, quantized, row_blocks
@@ -351,6 +351,14 @@ def test_speeds_that_are_the_same_by_measure_are_not_told_apart() -> None:
     assert said[0.95].endswith("; float32 is about as fast here")
     assert said[1.1].endswith("; float32 is about as fast here")
     assert said[2.0] == "int8: 2.00 times as fast as float32, hidden states 1.0% off"
+
+
+def test_damaged_weights_give_an_error_and_no_empty_text() -> None:
+    model = default_model()
+    with torch.no_grad():
+        model.lm_head.weight[3, 5] = torch.nan
+    with pytest.raises(AudioError, match="computes inf or NaN of it in float32: .* the weights are damaged"):
+        Transcriber(model, load_processor(DEFAULT_MODEL)).transcribe(SAMPLE)
 
 
 def test_a_model_that_integers_would_change_is_refused() -> None:

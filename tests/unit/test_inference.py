@@ -300,6 +300,19 @@ def test_similarity_is_the_cosine() -> None:
         similarity(np.ones(5), np.ones(4))
 
 
+@EACH
+def test_outputs_that_are_not_finite_are_an_error(models: dict[str, Path], task: str) -> None:
+    """And no answer; of that recording alone."""
+    model = load(models, task)
+    run = {"classify": "classify_many", "embed": "embed_many", "diarize": "diarize_many"}[task]
+    loud = 1e38 * np.ones(RATE, np.float32) * np.sign(np.arange(RATE) % 7 - 3)
+    model.normalize = False
+    error, fine = getattr(model, run)([loud.astype(np.float32), CLIPS[1]])
+    assert isinstance(error, AudioError)
+    assert "the network computes inf or NaN of it in float32: its samples are too large, the weights" in str(error)
+    assert not isinstance(fine, Exception)
+
+
 def test_a_model_that_gives_zeros_and_silence_give_no_nan(models: dict[str, Path]) -> None:
     encoder = load(models, "embed")
     silence = encoder.embed(np.zeros(RATE, np.float32), sample_rate=RATE)
