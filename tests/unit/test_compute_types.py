@@ -357,7 +357,7 @@ def test_damaged_weights_give_an_error_and_no_empty_text() -> None:
     model = default_model()
     with torch.no_grad():
         model.lm_head.weight[3, 5] = torch.nan
-    with pytest.raises(AudioError, match="computes inf or NaN of it in float32: .* the weights are damaged"):
+    with pytest.raises(AudioError, match=r"computes inf or NaN of it in float32: .* the weights are damaged"):
         Transcriber(model, load_processor(DEFAULT_MODEL)).transcribe(SAMPLE)
 
 
