@@ -46,7 +46,7 @@ def main() -> None:
             if tag == "eval/wer":
                 steps, values = series(run, "eval/cer")
                 axis.plot([s + offset for s in steps], values, "--", color=f"C{number}")
-                axis.set_ylim(0, 1.05)
+                axis.set_ylim(bottom=0)
             axis.set_title(title)
             axis.set_xlabel("step")
             axis.locator_params(axis="x", nbins=6)
