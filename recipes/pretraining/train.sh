@@ -32,13 +32,14 @@ letters() { # LABELS NAME INIT PRESET OPTION...
 for side in "pretrained model" "scratch initial"; do
     set -- $side
     letters all "$1" "$2" letters-all.toml
+    letters all "$1-more" "$1-all-last" letters-all-more.toml
     letters 1h "$1" "$2" letters.toml
     letters 10min "$1" "$2" letters.toml --updates 1200 --evaluate-every 300
 done
 cp $work/model/report.png $here/pretraining.png
 for labels in 10min 1h all; do
     python recipes/plot.py --over-one-another --output $here/curves-$labels.png $work/pretrained-$labels $work/scratch-$labels
-    for side in pretrained scratch; do
-        wav2vec2-conformer evaluate ctc --model $work/$side-$labels-last --data $work/data/dev.jsonl
-    done
+done
+for run in pretrained-10min scratch-10min pretrained-1h scratch-1h pretrained-more-all scratch-more-all; do
+    wav2vec2-conformer evaluate ctc --model $work/$run-last --data $work/data/dev.jsonl
 done
