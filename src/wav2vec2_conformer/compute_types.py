@@ -83,7 +83,7 @@ def convert_checked(model: Any, compute_type: str) -> Conversion | None:
     Raises:
         ValueError: as `convert`; or the outputs are too far from those in float32. The model is converted by then.
     """
-    if compute_type == "float32" and model.is_converted:
+    if compute_type == "float32" and (model.dtype == torch.float32 or model.is_converted):
         return None
     convert(model, "float32")
     if compute_type == "float32":
