@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .audio import SAMPLE_RATE
-from .modeling.packed import can_pack, pack_linear_layers
+from .modeling.inference_linear import replace_linear_layers
+from .modeling.packed import PackedLinear, can_pack
 
 # B batch, N samples, T frames, D hidden size
 
@@ -70,7 +71,7 @@ def convert(model: Any, compute_type: str) -> None:
     else:
         model.to(getattr(torch, compute_type))
         if compute_type == "bfloat16" and model.device.type == "cpu" and can_pack():
-            pack_linear_layers(model.base_model.encoder.layers)
+            replace_linear_layers(model.base_model.encoder.layers, PackedLinear)
     if model.is_converted:
         model.base_model.feature_extractor.keep_matrices()
         model.requires_grad_(False)

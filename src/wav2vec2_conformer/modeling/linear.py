@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 # B batch, T frames, I inputs, O outputs
 
-__all__ = ["Linear", "linear"]
+__all__ = ["Linear", "linear", "multiplies_bfloat16"]
 
 
 def is_by_intel() -> bool:
@@ -21,6 +21,11 @@ def is_by_intel() -> bool:
     except OSError:  # not on Linux
         told = platform.processor()
     return "GenuineIntel" in told
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 # At the sizes of a large model, oneDNN's convolution of kernel 1 beats the BLAS product by 6 to 23 % on AMD's

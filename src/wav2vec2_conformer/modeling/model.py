@@ -20,12 +20,12 @@ from .adapter import StridedAdapter
 from .attention import SelfAttention
 from .conformer import ConformerBlock, ConformerEncoder
 from .feature_encoder import FeatureEncoder, FeatureProjection
-from .inference_linear import STATE, InferenceLinear
+from .inference_linear import STATE, InferenceLinear, replace_linear_layers
 from .language_adapter import ZeroLinear
 from .masking import sample_spans
 from .outputs import StateSelection
 from .positions import NormedWeight, RotaryPositions
-from .quantized import QuantizedLinear, quantize_linear_layers
+from .quantized import QuantizedLinear
 from .unused import UnusedTensors, seal_unused
 
 # B batch, N samples, T frames, C conv channels, D hidden size, L blocks
@@ -119,7 +119,7 @@ class Wav2Vec2ConformerPreTrainedModel(PreTrainedModel):  # type: ignore[no-unty
                 f"int8 is for CPUs, and the model is on {self.device}; bfloat16 or float16 is faster there"
             )
         network: Any = self.base_model
-        quantize_linear_layers(network.encoder.layers)
+        replace_linear_layers(network.encoder.layers, QuantizedLinear)
         self.train(False)
         return self
 

@@ -6,15 +6,16 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .activation import Activation
-from .inference_linear import InferenceLinear, replace_linear_layers
+from .inference_linear import InferenceLinear, is_right
+from .linear import multiplies_bfloat16
 from .row_blocks import row_blocks
 
 # I inputs, O outputs
 
-__all__ = ["PackedLinear", "can_pack", "pack_linear_layers", "packed_feed_forward"]
+__all__ = ["PackedLinear", "can_pack", "packed_feed_forward"]
 
 BLOCK = 1 << 20  # numbers between the layers of a feed-forward module: 2 MB, which stay in the cache
 
@@ -78,21 +79,4 @@ def packed_feed_forward(first: PackedLinear, activation: Activation, second: Pac
 @cache
 def can_pack() -> bool:
     """Whether this processor has instructions for bfloat16, and this build of torch packs weights and is right."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    weight, rows = (
-        torch.randint(-8, 9, (32, 32), generator=generator, device="cpu").to(torch.bfloat16) for _ in range(2)
-    )
-    try:
-        if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-            return False
-        with torch.inference_mode():
-            got = PackedLinear(weight, None)(rows)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    # Whole numbers: the sums are exact, and rounded once.
-    return torch.equal(got, (rows.long() @ weight.t().long()).to(torch.bfloat16))
-
-
-def pack_linear_layers(blocks: nn.Module) -> int:
-    """Pack all linear layers of conformer blocks; how many there were."""
-    return replace_linear_layers(blocks, PackedLinear)
+    return multiplies_bfloat16() and is_right(lambda rows, weight: PackedLinear(weight, None)(rows), torch.bfloat16, 8)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .inference_linear import InferenceLinear, replace_linear_layers
+from .inference_linear import InferenceLinear, is_right
 from .row_blocks import row_blocks
 
 # N rows (frames of all clips), I inputs, O outputs
 
-__all__ = ["IntegerRows", "QuantizedLinear", "linear_layers", "quantize_linear_layers", "quantized_feed_forward"]
+__all__ = ["IntegerRows", "QuantizedLinear", "linear_layers", "quantized_feed_forward"]
 
 LARGEST = 127  # symmetric: -128 is left out
 
@@ -174,23 +174,13 @@ Product = PackedProduct | PlainProduct
 @cache
 def integer_product() -> type[Product]:
     """The packed one where this build of torch has it and it is right on this processor, else the plain one."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    rows, weight = (
-        torch.randint(-127, 128, (16, 32), dtype=torch.int8, generator=generator, device="cpu") for _ in range(2)
-    )
-    scale = torch.ones(len(weight), dtype=torch.float32, device="cpu")
-    try:
-        right = torch.equal(PackedProduct(weight)(rows, scale), (rows.long() @ weight.t().long()).float())
-    except (AttributeError, RuntimeError, TypeError):
-        right = False
-    return PackedProduct if right else PlainProduct
+
+    def packed(rows: Tensor, weight: Tensor) -> Tensor:
+        return PackedProduct(weight)(rows, torch.ones(len(weight), dtype=torch.float32, device="cpu"))
+
+    return PackedProduct if is_right(packed, torch.int8, LARGEST) else PlainProduct
 
 
 def product_with(weight: Tensor) -> Product:
     """Products with an (O, I) int8 weight, the way that this machine has."""
     return integer_product()(weight)
-
-
-def quantize_linear_layers(blocks: nn.Module) -> int:
-    """Put integers in the place of all linear layers of conformer blocks; how many there were."""
-    return replace_linear_layers(blocks, QuantizedLinear)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..modeling.linear import multiplies_bfloat16
+
 __all__ = ["computes_bfloat16"]
 
 
@@ -13,4 +15,4 @@ def computes_bfloat16() -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.accelerator.is_available():  # Apple's GPUs: memory is saved, but no time
         return False
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return multiplies_bfloat16()
