@@ -11,6 +11,7 @@ measure() { # NAME TASK OPTION...; one that fails leaves the others alone
 }
 torch="transformers-sdpa ours ours-bfloat16 ours-int8"
 every="transformers-sdpa onnxruntime openvino openvino-bfloat16 ours ours-bfloat16 ours-int8"
+measure large inference --positions relative rotary --seconds 15 --rounds 3 --peers $torch
 measure lengths inference --size base --positions relative rotary --seconds 1 5 15 --rounds 2 --peers $every
 # Without the exported models: ONNX Runtime keeps 10 GB after a minute of audio, and nothing else has room beside it.
 measure minute inference --size base --positions relative rotary --seconds 60 --rounds 1 --peers $torch

@@ -78,7 +78,7 @@ def main() -> None:
     labels, dev_labels = ([encoder.encode(one.text or "") for one in lines] for lines in (train, dev))
     letters = {token: letter for letter, token in vocabulary.items()}
     for name in options.models:
-        model = Wav2Vec2ConformerModel.from_pretrained(name).eval()
+        model = Wav2Vec2ConformerModel.from_pretrained(name, dtype=torch.float32).eval()
         heard, judged = states_of(model, train), states_of(model, dev)
         for layer in range(len(heard[0])):
             frames = torch.cat([states[layer] for states in heard])

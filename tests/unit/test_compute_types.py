@@ -23,6 +23,7 @@ from wav2vec2_conformer.modeling.linear import Linear
 from wav2vec2_conformer.modeling.packed import PackedLinear, can_pack, packed_feed_forward
 from wav2vec2_conformer.modeling.quantized import (
     PackedProduct,
+    PackedShiftedProduct,
     PlainProduct,
     QuantizedLinear,
     integer_product,
@@ -50,10 +51,10 @@ def off(got: Tensor, expected: Tensor) -> float:
     return float((got.float() - expected.float()).norm() / expected.float().norm())
 
 
-@pytest.fixture(params=[PackedProduct, PlainProduct])
+@pytest.fixture(params=[PackedProduct, PackedShiftedProduct, PlainProduct])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Both ways to multiply integers, whichever this machine would take."""
-    if request.param is PackedProduct and integer_product() is PlainProduct:
+    """All ways to multiply integers, whichever this machine would take."""
+    if request.param is not PlainProduct and integer_product() is PlainProduct:
         pytest.skip("this build of torch, or this processor, has no packed product of integers")
     monkeypatch.setattr(quantized, "integer_product", lambda: request.param)
     return request.param
@@ -250,7 +251,7 @@ def test_a_build_without_the_packed_product_takes_the_plain_one(monkeypatch: pyt
     def wrong(self: Any, rows: Tensor, scale: Tensor) -> Tensor:
         return torch.zeros(len(rows), len(scale))
 
-    for name, stand_in in (("__init__", missing), ("__call__", wrong)):
+    for name, stand_in in (("__init__", missing), ("__call__", wrong)):  # of both packed ones
         with monkeypatch.context() as patch:
             patch.setattr(PackedProduct, name, stand_in)
             assert integer_product.__wrapped__() is PlainProduct

@@ -20,7 +20,7 @@ LARGEST = 127  # symmetric: -128 is left out
 
 
 class IntegerRows(NamedTuple):
-    """Rows as integers, each with a scale of its own: (N, I) int8 and (N, 1) float32."""
+    """Rows as integers of the product's type, each with a scale of its own: (N, I), and (N, 1) float32."""
 
     integers: Tensor
     scale: Tensor
@@ -29,7 +29,7 @@ class IntegerRows(NamedTuple):
     def empty(cls, rows: int, inputs: int) -> IntegerRows:
         """Room for `rows` rows."""
         return cls(
-            torch.empty(rows, inputs, dtype=torch.int8, device="cpu"),
+            torch.empty(rows, inputs, dtype=integer_product().rows, device="cpu"),
             torch.empty(rows, 1, dtype=torch.float32, device="cpu"),
         )
 
@@ -50,7 +50,7 @@ class IntegerRows(NamedTuple):
         """Quantize float32 rows into their places."""
         scale = unit(rows)
         self.scale[some] = scale
-        self.integers[some] = (rows / scale).round_()
+        self.integers[some] = (rows / scale).round_().add_(integer_product().zero)
 
     def some(self, chosen: slice) -> IntegerRows:
         """Some of the rows."""
@@ -134,19 +134,36 @@ def unit(rows: Tensor) -> Tensor:
     return (largest / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
 
 
-class PackedProduct:
-    """Products with an (O, I) int8 weight that lies in the order in which the kernel reads it."""
+class PlainProduct:
+    """Products of rows with an (O, I) int8 weight, which any build of torch has."""
+
+    rows, zero = torch.int8, 0  # the type of the rows, and the integer in them that stands for 0
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+        self.weight = weight
+
+    def __call__(self, rows: Tensor, scale: Tensor) -> Tensor:
+        """(N, I) integers x (O,) -> (N, O) float32, the products times the scale."""
+        return torch._int_mm(rows, self.weight.t()).float().mul_(scale)
+
+    def __reduce__(self) -> Any:
+        return product_with, (self.weight,)
+
+
+class PackedProduct(PlainProduct):
+    """The same with a weight that lies in the order in which oneDNN reads it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(torch.ops.onednn.qlinear_prepack(weight.contiguous(), None))
         self.zeros = torch.zeros(weight.shape[0], dtype=torch.int32, device="cpu")
 
     def __call__(self, rows: Tensor, scale: Tensor) -> Tensor:
-        """(N, I) int8 x (O,) -> (N, O) float32, the products times the scale."""
+        """As `PlainProduct`."""
         return cast(
             Tensor,
             torch.ops.onednn.qlinear_pointwise(
-                *(rows, 1.0, 0, self.weight, scale.float(), self.zeros), *(None, 1.0, 0, torch.float32, "none", [], "")
+                *(rows, 1.0, self.zero, self.weight, scale.float(), self.zeros),
+                *(None, 1.0, 0, torch.float32, "none", [], ""),
             ),
         )
 
@@ -154,33 +171,32 @@ class PackedProduct:
         return product_with, (self.weight.to_dense().t().contiguous(),)
 
 
-class PlainProduct:
-    """The same with a weight as it is: half as fast, but everywhere."""
+class PackedShiftedProduct(PackedProduct):
+    """The same with rows from 1 to 255 in place of -127 to 127, for what multiplies unsigned integers by signed ones.
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    That is all that AVX512-VNNI does. For signed rows on AMD's processors oneDNN has no kernel but its reference, which
+    takes some thousand times as long.
+    """
 
-    def __call__(self, rows: Tensor, scale: Tensor) -> Tensor:
-        """As `PackedProduct`."""
-        return torch._int_mm(rows, self.weight.t()).float().mul_(scale)
-
-    def __reduce__(self) -> Any:
-        return product_with, (self.weight,)
-
-
-Product = PackedProduct | PlainProduct
+    rows, zero = torch.uint8, 128
 
 
 @cache
-def integer_product() -> type[Product]:
-    """The packed one where this build of torch has it and it is right on this processor, else the plain one."""
+def integer_product() -> type[PlainProduct]:
+    """The fastest product that this processor has instructions for, if this build of torch has it and it is right."""
+    kind: type[PlainProduct] = PlainProduct
+    if torch.cpu._is_amx_tile_supported():
+        kind = PackedProduct
+    elif torch.cpu._is_vnni_supported():
+        kind = PackedShiftedProduct
 
-    def packed(rows: Tensor, weight: Tensor) -> Tensor:
-        return PackedProduct(weight)(rows, torch.ones(len(weight), dtype=torch.float32, device="cpu"))
+    def product(rows: Tensor, weight: Tensor) -> Tensor:
+        scale = torch.ones(len(weight), dtype=torch.float32, device="cpu")
+        return kind(weight)((rows.short() + kind.zero).to(kind.rows), scale)
 
-    return PackedProduct if is_right(packed, torch.int8, LARGEST) else PlainProduct
+    return kind if is_right(product, torch.int8, LARGEST) else PlainProduct
 
 
-def product_with(weight: Tensor) -> Product:
+def product_with(weight: Tensor) -> PlainProduct:
     """Products with an (O, I) int8 weight, the way that this machine has."""
     return integer_product()(weight)
