@@ -65,9 +65,13 @@ _SPOOL_BYTES = 32 << 20  # of a pipe in memory; the rest goes to a temporary fil
 
 
 def audio_files(folder: Path, *, deep: bool = True) -> Iterator[Path]:
-    """Audio files in a folder, or, if `deep`, at any depth below it, in the order of their paths."""
+    """Audio files in a folder, or, if `deep`, at any depth below it, in the order of their paths.
+
+    A link to nothing is among them, so that it is named as unreadable and not left out in silence.
+    """
     paths = folder.rglob("*") if deep else folder.iterdir()
-    yield from sorted(path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    named = (path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES)
+    yield from sorted(path for path in named if path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def iter_audio(

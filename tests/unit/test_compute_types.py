@@ -257,6 +257,20 @@ def test_a_build_without_the_packed_product_takes_the_plain_one(monkeypatch: pyt
             assert integer_product.__wrapped__() is PlainProduct
 
 
+@pytest.mark.parametrize(
+    ("tiles", "vnni", "expected"),
+    [(True, True, PackedProduct), (False, True, PackedShiftedProduct), (False, False, PlainProduct)],
+)
+def test_rows_are_signed_only_where_the_processor_multiplies_such(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, vnni: bool, expected: type[PlainProduct]
+) -> None:
+    """oneDNN gives right products of signed rows elsewhere, too, a thousand times slower: no product would tell."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(quantized, "is_right", lambda *_: True)
+    assert integer_product.__wrapped__() is expected
+
+
 @pytest.mark.usefixtures("kernel")
 def test_rows_do_not_depend_on_each_other() -> None:
     torch.manual_seed(0)
