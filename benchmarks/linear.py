@@ -1,4 +1,4 @@
-"""Where a convolution of kernel 1 beats the BLAS product: the sizes of the large model, and small ones.
+"""Where oneDNN beats the BLAS product, as a product or as a convolution of kernel 1: large sizes, and small ones.
 
 python benchmarks/linear.py [--threads 2]
 """
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wav2vec2_conformer.modeling.linear import onednn
+
 # (clips, frames, inputs, outputs)
 CASES = [
     (1, 749, 1024, 4096),
@@ -24,6 +26,9 @@ CASES = [
     (1, 749, 1024, 2048),
     (8, 749, 1024, 1024),
     (1, 100, 1024, 4096),
+    (1, 249, 768, 3072),
+    (1, 49, 768, 768),
+    (1, 25, 160, 640),
     (8, 150, 160, 640),
 ]
 
@@ -53,10 +58,11 @@ def main() -> None:
         for clips, frames, inputs, outputs in CASES:
             x, weight = torch.randn(clips, frames, inputs), torch.randn(outputs, inputs) / inputs**0.5
             bias = torch.randn(outputs)
-            ways = {way.__name__: partial(way, x, weight, bias) for way in (F.linear, convolution)}
-            torch.testing.assert_close(ways["linear"](), ways["convolution"](), rtol=1e-4, atol=1e-4)
+            ways = {way.__name__: partial(way, x, weight, bias) for way in (F.linear, convolution, onednn)}
+            for way in ways.values():
+                torch.testing.assert_close(way(), ways["linear"](), rtol=1e-4, atol=1e-4)
             times = measure(ways)
-            gain = round(times["linear"] / times["convolution"], 2)
+            gain = {name: round(times["linear"] / ms, 2) for name, ms in times.items() if name != "linear"}
             print(json.dumps({"case": [clips, frames, inputs, outputs], "ms": times, "gain": gain}), flush=True)
 
 

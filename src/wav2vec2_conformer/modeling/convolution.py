@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .processor import WIDE_ONEDNN
+
 # B batch, T positions, C channels, K kernel, O outputs
 
 __all__ = ["Depthwise", "Strided", "call_channels_last", "conv1d_channels_last", "convolve", "is_replaced"]
@@ -32,9 +34,9 @@ def conv1d_channels_last(
     `(B, T, C)` is what a channels-last image of height 1 looks like in memory, so a two-dimensional convolution takes
     and gives it as it is: views in, view out. oneDNN's channels-last kernels are then 1.4 to 2.5 times as fast as
     `conv1d` on the transposed tensor, and 20 times for the depthwise convolution; for wide layers, matrix products on
-    strided views of each clip are faster still (`benchmarks/convolutions.py`). They read the weight as `matrix_of` lays
-    it out, which takes as long as a product of a short clip: who has it as a `matrix` already can give it. An input
-    shorter than the kernel gives T' = 0.
+    strided views of each clip are faster still where BLAS is as fast as oneDNN (`benchmarks/convolutions.py`). They
+    read the weight as `matrix_of` lays it out, which takes as long as a product of a short clip: who has it as a
+    `matrix` already can give it. An input shorter than the kernel gives T' = 0.
     """
     batch, length, _ = x.shape
     if length == 0 or length + 2 * padding < weight.shape[2]:
@@ -45,7 +47,7 @@ def conv1d_channels_last(
     if on_cpu and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if eager and wide and not torch.is_grad_enabled():
+    if eager and wide and not torch.is_grad_enabled() and not (WIDE_ONEDNN and x.dtype == torch.float32):
         matrix = matrix_of(weight) if matrix is None else matrix.to(weight.dtype)
         return products(x, matrix, bias, weight.shape[2], stride)
     if eager and torch.is_grad_enabled():

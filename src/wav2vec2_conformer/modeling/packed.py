@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .activation import Activation
 from .inference_linear import InferenceLinear, is_right
-from .linear import multiplies_bfloat16
+from .processor import multiplies_bfloat16
 from .row_blocks import row_blocks
 
 # I inputs, O outputs

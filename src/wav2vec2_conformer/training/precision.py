@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..modeling.linear import multiplies_bfloat16
+from ..modeling.processor import multiplies_bfloat16
 
 __all__ = ["computes_bfloat16"]
 
