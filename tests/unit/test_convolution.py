@@ -16,6 +16,7 @@ from wav2vec2_conformer.modeling.positions import build_conv_positions
 def gradients_of_our_own_for_small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "SMALLEST_WEIGHT", 0)
     monkeypatch.setattr(convolution, "SMALLEST_DEPTHWISE", 0)
+    monkeypatch.setattr(convolution, "WIDE_ONEDNN", False)  # products, also where oneDNN is faster
 
 
 def operands(clips: int, length: int, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,15 +136,29 @@ def test_convolutional_positions_are_right_in_bfloat16(width: int, groups: int) 
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-def test_a_wide_linear_layer_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By oneDNN, also where a processor has a faster way."""
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("shape", [(2, 300), (600,), (3, 2, 100)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_wide_linear_layer_is_torchs(
+    monkeypatch: pytest.MonkeyPatch, wide: bool, shape: tuple[int, ...], with_bias: bool
+) -> None:
+    """By oneDNN, also where a processor has a faster way: as a product, and as a convolution."""
     monkeypatch.setattr(linear_module, "ONEDNN", True)
+    monkeypatch.setattr(linear_module, "WIDE_ONEDNN", wide)
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, 300, 1024), torch.randn(1024, 1024), torch.randn(1024)
+    x, weight, bias = torch.randn(*shape, 1024), torch.randn(1024, 1024), torch.randn(1024) if with_bias else None
     calls = []
     onednn = linear_module.onednn
     monkeypatch.setattr(linear_module, "onednn", lambda *inputs: calls.append(1) or onednn(*inputs))
     with torch.no_grad():
         got = linear_module.linear(x, weight, bias)
-    assert calls
-    torch.testing.assert_close(got, F.linear(x, weight, bias), atol=1e-3, rtol=1e-4)
+        assert calls
+        torch.testing.assert_close(got, F.linear(x, weight, bias), atol=1e-3, rtol=1e-4)
+        # Neither where somebody else's kind of weight decides what is computed, nor with gradients.
+        linear_module.linear(x, weight.as_subclass(OtherKind), bias)
+    linear_module.linear(x.requires_grad_(), weight, bias)
+    assert len(calls) == 1
+
+
+class OtherKind(Tensor):
+    """As libraries put them in a weight's place."""
