@@ -3,7 +3,7 @@
     python benchmarks/integer_products.py [--threads 2]
 
 Where oneDNN has no kernel for signed rows, that column is some thousand times slower than the one for shifted rows
-(0 to 255 with 128 for zero).
+(1 to 255 with 128 for zero), and measured once, by itself.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def main() -> None:
                 "float32": partial(F.linear, x, wide),
             }
             work = 2e-6 * rows * inputs * outputs  # GFLOP a second, of milliseconds
-            rates = {name: round(work / ms, 1) for name, ms in measure(ways, rounds=5).items()}
+            slow = {"signed, packed": ways.pop("signed, packed")}
+            taken = measure(ways) | measure(slow, rounds=1)
+            rates = {name: round(work / ms, 1) for name, ms in taken.items()}
             print(json.dumps({"case": [rows, inputs, outputs], "GFLOP/s": rates}), flush=True)
 
 

@@ -244,7 +244,10 @@ def test_a_folder_stands_for_the_audio_files_below_it(
     assert (code, out) == (1, f"{recordings[0]}\t{texts[0]}\n")
     assert err.startswith(f"wav2vec2-conformer: {empty}: no recording lies below this folder")
     dangling = tmp_path / "deep" / "c.wav"
-    dangling.symlink_to("nowhere.wav")
+    try:
+        dangling.symlink_to("nowhere.wav")
+    except OSError:  # Windows, without the right to make links
+        return
     code, out, err = command(tmp_path)
     assert (code, out) == (1, f"{first}\t{texts[0]}\n{second}\t{texts[2]}\n")
     assert err == f"wav2vec2-conformer: {dangling}: file does not exist\n"

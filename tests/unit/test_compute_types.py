@@ -251,6 +251,7 @@ def test_a_build_without_the_packed_product_takes_the_plain_one(monkeypatch: pyt
     def wrong(self: Any, rows: Tensor, scale: Tensor) -> Tensor:
         return torch.zeros(len(rows), len(scale))
 
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     for name, stand_in in (("__init__", missing), ("__call__", wrong)):  # of both packed ones
         with monkeypatch.context() as patch:
             patch.setattr(PackedProduct, name, stand_in)

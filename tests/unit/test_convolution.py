@@ -12,11 +12,12 @@ from wav2vec2_conformer.modeling.convolution import Depthwise, Strided, conv1d_c
 from wav2vec2_conformer.modeling.positions import build_conv_positions
 
 
-@pytest.fixture(autouse=True)
-def gradients_of_our_own_for_small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[False, True])
+def both_kernels_for_small_ones_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products and convolutions, and gradients of our own, whatever this processor would take."""
     monkeypatch.setattr(convolution, "SMALLEST_WEIGHT", 0)
     monkeypatch.setattr(convolution, "SMALLEST_DEPTHWISE", 0)
-    monkeypatch.setattr(convolution, "WIDE_ONEDNN", False)  # products, also where oneDNN is faster
+    monkeypatch.setattr(convolution, "WIDE_ONEDNN", request.param)
 
 
 def operands(clips: int, length: int, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,6 +157,12 @@ def test_a_wide_linear_layer_is_torchs(
         torch.testing.assert_close(got, F.linear(x, weight, bias), atol=1e-3, rtol=1e-4)
         # Neither where somebody else's kind of weight decides what is computed, nor with gradients.
         linear_module.linear(x, weight.as_subclass(OtherKind), bias)
+        with torch.backends.mkldnn.flags(enabled=False):
+            linear_module.linear(x, weight, bias)
+        with torch.autocast("cpu", torch.bfloat16):
+            linear_module.linear(x, weight, bias)
+        linear_module.linear(x.double(), weight.double(), None)
+        linear_module.linear(x[:0], weight, bias)
     linear_module.linear(x.requires_grad_(), weight, bias)
     assert len(calls) == 1
 

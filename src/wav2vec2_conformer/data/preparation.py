@@ -66,7 +66,7 @@ def prepare_librispeech(folder: str | Path, *, progress: Progress = lambda files
         )
     prepared = Prepared()
     for transcript in transcripts:
-        beside = {audio.stem: audio for audio in audio_files(transcript.parent, deep=False)}
+        beside = {audio.stem: audio for audio in audio_files(transcript.parent, deep=False) if audio.exists()}
         for number, line in enumerate(read_text(transcript, folder, prepared).split("\n"), start=1):
             name, _, text = normalize_text(line).partition(" ")
             if not name:
@@ -163,7 +163,7 @@ def prepare_rttm(
         except SegmentError as error:
             raise ManifestError(str(error)) from error
     by_name: dict[str, list[Path]] = {}
-    for path in audio_files(audio):
+    for path in filter(Path.exists, audio_files(audio)):
         by_name.setdefault(rttm_name(path.stem), []).append(path)
     prepared = Prepared()
     for recording, segments in spoken.items():

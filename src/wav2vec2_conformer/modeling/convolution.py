@@ -47,7 +47,8 @@ def conv1d_channels_last(
     if on_cpu and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if eager and wide and not torch.is_grad_enabled() and not (WIDE_ONEDNN and x.dtype == torch.float32):
+    onednn = WIDE_ONEDNN and x.dtype == torch.float32 and torch._C._get_mkldnn_enabled()
+    if eager and wide and not torch.is_grad_enabled() and not onednn:
         matrix = matrix_of(weight) if matrix is None else matrix.to(weight.dtype)
         return products(x, matrix, bias, weight.shape[2], stride)
     if eager and torch.is_grad_enabled():

@@ -22,13 +22,19 @@ FEWEST_ROWS, SMALLEST_WEIGHT, FEWEST_PRODUCTS = 512, 1 << 20, 1 << 22
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(..., I) x (O, I) -> (..., O)."""
-    rows = x.numel() // weight.shape[1]
-    large = rows >= FEWEST_ROWS and weight.numel() >= SMALLEST_WEIGHT
-    large |= WIDE_ONEDNN and rows * weight.numel() >= FEWEST_PRODUCTS
-    plain = torch.is_grad_enabled() or is_traced() or torch.is_autocast_enabled("cpu")
-    if ONEDNN and large and not plain and is_float32(x) and is_float32(weight):
-        return onednn(x, weight, bias)
+    inference = not (torch.is_grad_enabled() or is_traced() or torch.is_autocast_enabled("cpu"))
+    if ONEDNN and inference and torch._C._get_mkldnn_enabled():
+        tensors = (x, weight) if bias is None else (x, weight, bias)
+        if all(map(is_float32, tensors)) and is_large(x.numel(), weight):
+            return onednn(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def is_large(numbers: int, weight: Tensor) -> bool:
+    """Whether oneDNN is worth its calls for so many inputs of an (O, I) weight."""
+    if WIDE_ONEDNN:
+        return numbers * weight.shape[0] >= FEWEST_PRODUCTS
+    return numbers >= FEWEST_ROWS * weight.shape[1] and weight.numel() >= SMALLEST_WEIGHT
 
 
 def is_float32(x: Tensor) -> bool:

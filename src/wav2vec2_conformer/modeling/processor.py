@@ -24,14 +24,15 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def has_onednn() -> bool:
-    """Whether oneDNN multiplies in float32 faster than torch's BLAS, MKL, which takes narrow vectors on AMD's.
+def prefers_onednn() -> bool:
+    """Whether oneDNN multiplies in float32 faster than torch's BLAS, MKL, which takes half vectors on AMD's processors.
 
-    Processors of other kinds have their own BLAS.
+    Processors of other kinds have their own BLAS, and all of Apple's x86 ones are Intel's.
     """
     return (
         platform.machine().lower() in ("x86_64", "amd64")
-        and "AuthenticAMD" in processor()
+        and platform.system() != "Darwin"
+        and "GenuineIntel" not in processor()
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
@@ -39,9 +40,10 @@ def has_onednn() -> bool:
 
 def computes_full_width() -> bool:
     """Whether an AMD processor computes on whole vectors of 512 bits at once, as from Zen 5 (family 26) on."""
-    family = re.search(r"family\s*:?\s*(\d+)", processor(), re.IGNORECASE)
+    told = processor()
+    family = re.search(r"family\s*:?\s*(\d+)", told, re.IGNORECASE) if "AuthenticAMD" in told else None
     return family is not None and int(family[1]) >= 26 and torch.cpu._is_avx512_supported()
 
 
-ONEDNN = has_onednn()
+ONEDNN = prefers_onednn()
 WIDE_ONEDNN = ONEDNN and computes_full_width()

@@ -174,8 +174,8 @@ class PackedProduct(PlainProduct):
 class PackedShiftedProduct(PackedProduct):
     """The same with rows from 1 to 255 in place of -127 to 127, for what multiplies unsigned integers by signed ones.
 
-    That is all that AVX512-VNNI does. For signed rows on AMD's processors oneDNN has no kernel but its reference, which
-    takes some thousand times as long.
+    That is all that AVX512-VNNI does, and what torch lays the weights out for. With signed rows oneDNN is left with its
+    reference kernel there, which takes a thousand times as long.
     """
 
     rows, zero = torch.uint8, 128
@@ -183,7 +183,7 @@ class PackedShiftedProduct(PackedProduct):
 
 @cache
 def integer_product() -> type[PlainProduct]:
-    """The fastest product that this processor has instructions for, if this build of torch has it and it is right."""
+    """A packed product where this processor has instructions for it, this build of torch has it, and it is right."""
     kind: type[PlainProduct] = PlainProduct
     if torch.cpu._is_amx_tile_supported():
         kind = PackedProduct
