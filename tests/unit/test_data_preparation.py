@@ -61,6 +61,15 @@ def test_librispeech_gives_text_speaker_and_duration(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows")
+def test_a_recording_counts_before_a_link_to_nothing_of_its_name(tmp_path: Path) -> None:
+    folder = librispeech(tmp_path)
+    (folder / "84/1/84-1-0000.wav").symlink_to("nowhere.wav")  # after the flac file in the order of names
+    prepared = prepare_librispeech(folder)
+    assert prepared.problems == []
+    assert "84-1-0000.flac" in by_name(prepared)
+
+
 def test_librispeech_names_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> None:
     folder = librispeech(tmp_path)
     (folder / "84/1/84-1-0001.flac").unlink()
