@@ -47,8 +47,7 @@ def conv1d_channels_last(
     if on_cpu and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    onednn = WIDE_ONEDNN and x.dtype == torch.float32 and torch._C._get_mkldnn_enabled()
-    if eager and wide and not torch.is_grad_enabled() and not onednn:
+    if eager and wide and not torch.is_grad_enabled() and not prefers_image(x):
         matrix = matrix_of(weight) if matrix is None else matrix.to(weight.dtype)
         return products(x, matrix, bias, weight.shape[2], stride)
     if eager and torch.is_grad_enabled():
@@ -57,6 +56,11 @@ def conv1d_channels_last(
         if wide and x.dtype.itemsize >= 4:
             return cast(Tensor, Strided.apply(x, weight, bias, stride))  # type: ignore[no-untyped-call]
     return as_image(x, weight, bias, stride, padding, groups)
+
+
+def prefers_image(x: Tensor) -> bool:
+    """Whether oneDNN's convolution is faster than products here, however wide it is."""
+    return WIDE_ONEDNN and x.dtype == torch.float32 and torch._C._get_mkldnn_enabled()
 
 
 def is_traced() -> bool:
