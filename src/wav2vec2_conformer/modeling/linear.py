@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import is_traced
+from .convolution import as_image, is_traced
 from .processor import ONEDNN, WIDE_ONEDNN
 
 # I inputs, O outputs
@@ -47,8 +47,7 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if WIDE_ONEDNN:
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
     # As a convolution of kernel 1: level with the product for many rows, and what was measured on Zen 4.
-    image = x.reshape(1, -1, x.shape[-1]).transpose(1, 2).unsqueeze(2)  # (1, I, 1, rows); see `convolution.py`
-    out = F.conv2d(image, weight[:, :, None, None], bias).squeeze(2).transpose(1, 2)
+    out = as_image(x.reshape(1, -1, x.shape[-1]), weight.unsqueeze(2), bias)
     return out.reshape(*x.shape[:-1], len(weight))
 
 
